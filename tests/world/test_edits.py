@@ -1,0 +1,138 @@
+"""Edits: exact targets, clear instructions, no leaks."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from seedx_lite.world.draw import render, render_truth
+from seedx_lite.world.edits import EDITS, sample_edit
+from seedx_lite.world.language import read_caption, words
+from seedx_lite.world.scene import COLOURS, SPLITS, is_clear, sample_scene, split_of
+
+SAMPLES = [
+    (split, mix, sample_edit(i, split, mix))
+    for split in SPLITS
+    for mix in ("narrow", "broad")
+    for i in range(25)
+]
+
+
+@pytest.mark.parametrize("kind", EDITS)
+def test_nothing_else_changes(kind):
+    """Guards against a target that differs from its source in more than the instruction says."""
+    for index in range(25):
+        edit = sample_edit(index, kind=kind)
+        before, after = edit.source, edit.target
+        assert edit.kind == kind
+        assert (before.style, before.light, before.horizon) == (after.style, after.light, after.horizon)
+        assert (before.width, before.height) == (after.width, after.height)
+        assert (before.sky != after.sky) == (kind == "sky")
+        assert (before.ground != after.ground) == (kind == "ground")
+        gone = [thing for thing in before.things if thing not in after.things]
+        new = [thing for thing in after.things if thing not in before.things]
+        assert (len(gone), len(new)) == {
+            "remove": (1, 0),
+            "add": (0, 1),
+            "sky": (0, 0),
+            "ground": (0, 0),
+        }.get(kind, (1, 1))
+        kept = [thing for thing in before.things if thing not in gone]
+        assert kept == [thing for thing in after.things if thing not in new]
+        if gone or new:
+            assert edit.changed == tuple(before.box(thing) for thing in gone + new)
+        if gone and new:
+            differs = {name for name in vars(gone[0]) if getattr(gone[0], name) != getattr(new[0], name)}
+            allowed = {"recolour": {"colour"}, "move": {"x"}, "pose": {"pose", "size"}}
+            assert differs <= allowed.get(kind, {"kind", "colour", "size", "facing", "pose"})
+
+
+def test_pictures_change_only_near_the_removed_thing():
+    """Guards against a thing that looks different once another, far from it, is gone."""
+    compared = 0
+    for index in range(40):
+        edit = sample_edit(index, kind="remove")
+        ((left, _, right, _),) = edit.changed
+        before, after = (np.asarray(render(scene)).astype(int) for scene in (edit.source, edit.target))
+        _, truth = render_truth(edit.target)
+        for thing, mask in zip(edit.target.things, truth.masks, strict=True):
+            box = edit.target.box(thing)
+            if box[0] > right + 0.08 or box[2] < left - 0.08:
+                compared += 1
+                assert np.abs(before - after)[mask].max() <= 12
+    assert compared > 10
+
+
+def test_splits_do_not_leak():
+    """Guards against a target that is a scene of another split, hidden behind an edit."""
+    for split, _, edit in SAMPLES:
+        assert split_of(edit.source) == split_of(edit.target) == split
+        assert is_clear(edit.source) and is_clear(edit.target)
+        assert edit.source.content != edit.target.content
+
+
+def test_edits_are_reproducible():
+    """Guards against a stream that depends on anything but its arguments."""
+    assert [edit for split, mix, edit in SAMPLES[:25]] == [sample_edit(i) for i in range(25)]
+    assert len({edit.instruction for *_, edit in SAMPLES}) > 100
+
+
+def test_kinds_come_in_equal_shares():
+    """Guards against retries that favour the kinds which succeed more easily."""
+    counts = Counter(sample_edit(index).kind for index in range(600))
+    assert set(counts) == set(EDITS)
+    assert min(counts.values()) > 45
+
+
+def test_instructions_name_one_thing_and_the_aim():
+    """Guards against `remove the car` where two cars stand, and an aim that the words do not tell."""
+    for *_, edit in SAMPLES:
+        said = words(edit.instruction)
+        before, after = edit.source, edit.target
+        gone = [thing for thing in before.things if thing not in after.things]
+        if gone:
+            rivals = [thing for thing in before.things if thing.kind == gone[0].kind]
+            assert gone[0].kind in said
+            assert len(rivals) == 1 or len(said) > 4 or any(colour in said for colour in COLOURS)
+        new = [thing for thing in after.things if thing not in before.things]
+        if edit.kind in ("recolour", "add", "replace"):
+            assert new[0].colour in said
+        if edit.kind in ("move", "add"):
+            assert new[0].place in said
+        if edit.kind == "sky":
+            assert after.sky in said
+        if edit.kind == "ground":
+            assert after.ground in said
+
+
+def test_two_alike_are_told_apart():
+    """Guards against a reference by kind alone among things of one kind."""
+    seen = 0
+    for index in range(150):
+        edit = sample_edit(index, kind="remove", size=(192, 64))
+        (gone,) = (thing for thing in edit.source.things if thing not in edit.target.things)
+        phrase = edit.instruction.removeprefix("remove ").removeprefix("erase ").removeprefix("take ")
+        phrase = phrase.removesuffix(" away").replace("the ", "a ").replace("a left", "the left")
+        phrase = phrase.replace("a right", "the right").replace("a middle", "the middle")
+        place, kind, colour, _ = read_caption(phrase).things[0] if gone.kind != "person" else (None,) * 4
+        if kind:
+            fits = [
+                thing
+                for thing in edit.source.things
+                if thing.kind == kind and colour in (None, thing.colour) and place in (None, thing.place)
+            ]
+            assert fits == [gone]
+            seen += sum(thing.kind == kind for thing in edit.source.things) > 1
+    assert seen > 20
+
+
+def test_impossible_requests_are_refused():
+    """Guards against an endless search for an edit that cannot exist."""
+    with pytest.raises(ValueError, match="recolour"):
+        sample_edit(0, kind="paint")
+    with pytest.raises(ValueError, match="24x64"):
+        sample_edit(0, size=(24, 64), kind="remove")
+    with pytest.raises(ValueError, match="split"):
+        sample_edit(0, split="dev")
+    assert sample_edit(3, size=(24, 64)).kind not in ("remove", "add")
+    assert sample_edit(0).source.width == sample_scene(0).width
