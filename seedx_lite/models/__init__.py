@@ -1,0 +1,1 @@
+"""The models of SEED-X, one file per box of the paper's figure, under the official parameter names."""

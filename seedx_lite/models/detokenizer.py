@@ -1,0 +1,246 @@
+"""The de-tokenizer (paper §3.1): an SDXL U-Net that reads visual embeddings in place of its text encoders.
+
+Axes: B batch, T tokens of the vision encoder, N pooled visual embeddings, K their channels, Q resampler
+queries, C channels of the cross-attention, P of the pooled embedding, h, w latent height and width.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seedx_lite.models.resamplers import ResamplerXLV2
+from seedx_lite.models.vit import pool_embeddings
+from seedx_lite.models.weights import build, load_tensors, read_folder, save_folder
+
+
+class Conditioning(NamedTuple):
+    """What the U-Net reads, with and without the picture (the latter for guidance)."""
+
+    prompt_embeds: Tensor  # [B, Q, C]
+    negative_prompt_embeds: Tensor  # [B, Q, C]
+    pooled: Tensor  # [B, P]
+    negative_pooled: Tensor  # [B, P]
+
+
+class Prediction(NamedTuple):
+    """Output of the U-Net and, where a target was given, the mean squared distance to it."""
+
+    sample: Tensor  # [B, 4, h, w]
+    loss: Tensor | None  # scalar
+
+
+class SDXLAdapter(nn.Module):
+    """U-Net and resampler, trained to decode visual embeddings.
+
+    Official `src/models/detokenizer/adapter_modules.py`, same parameter names (`unet.…`, `resampler.…`).
+
+    Args:
+        unet: of SDXL type; its cross-attention width is output1_dim + output2_dim of the resampler.
+        resampler: visual embeddings to conditioning.
+        full_ft: train everything, not just the resampler and each `to_k`, `to_v` (self- and cross-attention).
+        vit_down: run of consecutive vision tokens averaged to one embedding: N = T / vit_down.
+        official: as in the released code, `to_k` and `to_v` stay frozen, and `get_image_embeds` does not pool
+            when it starts from a picture.
+    """
+
+    always_trained: tuple[str, ...] = ("resampler.",)  # prefixes that are trained whatever `full_ft` is
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        resampler: ResamplerXLV2,
+        full_ft: bool = False,
+        vit_down: int = 4,
+        official: bool = False,
+    ) -> None:
+        super().__init__()
+        self.unet, self.resampler = unet, resampler
+        self.config = {"full_ft": full_ft, "vit_down": vit_down, "official": official}
+        for name, parameter in self.named_parameters():
+            key_or_value = name.split(".")[-2] in ("to_k", "to_v") and not official
+            parameter.requires_grad_(full_ft or key_or_value or name.startswith(self.always_trained))
+
+    def trained_names(self) -> list[str]:
+        """Names of the parameters that are trained, sorted."""
+        return sorted(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+
+    def forward(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        image_embeds: Tensor,
+        time_ids: Tensor,
+        target: Tensor | None = None,
+    ) -> Prediction:
+        """One step of the U-Net.
+
+        Args:
+            noisy: latents [B, 4, h, w] (with condition image [B, 8, h, w]).
+            timesteps: [B] or scalar, int64.
+            image_embeds: [B, N, K].
+            time_ids: [B, 6]: original height, width, crop top, left, target height, width, in pixels.
+            target: [B, 4, h, w], what should be predicted.
+        """
+        prompt_embeds, pooled = self.resampler(image_embeds)  # [B, Q, C], [B, P]
+        conditions = {"text_embeds": pooled, "time_ids": time_ids}
+        sample = self.unet(noisy, timesteps, prompt_embeds, added_cond_kwargs=conditions).sample
+        return Prediction(sample, None if target is None else F.mse_loss(sample.float(), target.float()))
+
+    def get_image_embeds(
+        self, zero_tokens: Tensor, image_embeds: Tensor | None = None, image_tokens: Tensor | None = None
+    ) -> Conditioning:
+        """Conditioning and its negative, from pooled embeddings or from the vision encoder's tokens.
+
+        Args:
+            zero_tokens: [1, T, K], the encoder's output for the zero picture, unpooled.
+            image_embeds: [B, N, K], already pooled (from the language model or a cache), or
+            image_tokens: [B, T, K], the encoder's output for real pictures, unpooled.
+
+        Raises ValueError unless exactly one of the two is given, and when `vit_down` does not divide T.
+        """
+        if (image_embeds is None) == (image_tokens is None):
+            raise ValueError("give either image_embeds (pooled) or image_tokens (unpooled), and not both")
+        if image_tokens is not None and self.config["official"]:
+            positive, negative = image_tokens, zero_tokens
+        else:
+            positive = self.pool(image_tokens) if image_embeds is None else image_embeds
+            negative = self.pool(zero_tokens)
+        tokens, pooled = self.resampler(positive)
+        negative_tokens, negative_pooled = self.resampler(negative)
+        return Conditioning(
+            tokens, negative_tokens.expand_as(tokens), pooled, negative_pooled.expand_as(pooled)
+        )
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Tokens of the vision encoder [B, T, K] → visual embeddings [B, T / vit_down, K]."""
+        return pool_embeddings(tokens, tokens.shape[1] // self.config["vit_down"])
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the trained parameters, under their official names, and the sizes of the resampler."""
+        state, config = self.state_dict(), {**self.config, "resampler": self.resampler.config}
+        tensors = {name: state[name] for name in self.trained_names()}
+        save_folder(Path(folder), type(self).__name__, config, tensors, dtype)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, sdxl: str | Path | UNet2DConditionModel) -> Self:
+        """Read a folder of `save_pretrained` onto the U-Net it was trained from: float32, eval mode.
+
+        `sdxl` is the folder of an SDXL-type pipeline, or its U-Net, which is changed in place. Raises
+        FileNotFoundError or ValueError that names the file, the keys and what to do.
+        """
+        folder = Path(folder)
+        config, tensors = read_folder(folder, cls.__name__)
+        resampler = build(ResamplerXLV2, config.pop("resampler", {}), folder)
+        unet = sdxl if isinstance(sdxl, UNet2DConditionModel) else _read_unet(Path(sdxl))
+        adapter = build(partial(cls, unet, resampler), config, folder)
+        load_tensors(adapter, tensors, folder, required=adapter.trained_names())
+        return adapter.eval()
+
+
+class SDXLAdapterWithLatentImage(SDXLAdapter):
+    """`SDXLAdapter` that also sees a condition image: its latents follow the noisy ones, 8 channels in all.
+
+    To go on from the first stage: `SDXLAdapterWithLatentImage(first.unet, first.resampler, full_ft=True)`.
+    Pictures without condition image get zeros in its place.
+    """
+
+    always_trained = ("resampler.", "unet.conv_in.")
+
+    def __init__(self, unet: UNet2DConditionModel, resampler: ResamplerXLV2, *args, **kwargs) -> None:
+        if unet.conv_in.in_channels == unet.config.out_channels:
+            widen_conv_in(unet)
+        super().__init__(unet, resampler, *args, **kwargs)
+
+    @staticmethod
+    def condition_latents(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+        """Condition images [B, 3, H, W] in −1..1 → [B, 4, h, w]: the mode, NOT times the scaling factor.
+
+        The noisy latents are multiplied by it; the released weights expect this difference.
+        """
+        return vae.encode(pixels).latent_dist.mode()
+
+
+def widen_conv_in(unet: UNet2DConditionModel) -> None:
+    """Double the input channels of a U-Net, in place, without changing what it computes.
+
+    The new weights are zero. The bias is carried over, which the official code forgets.
+    """
+    old = unet.conv_in
+    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding).to(
+        old.weight
+    )
+    with torch.no_grad():
+        new.weight.zero_()[:, : old.in_channels] = old.weight
+        new.bias.copy_(old.bias)
+    unet.conv_in = new
+    unet.register_to_config(in_channels=new.in_channels)
+
+
+def noise_target(scheduler: SchedulerMixin, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the U-Net should predict, [B, 4, h, w], by `scheduler.config.prediction_type`."""
+    kind = scheduler.config.prediction_type
+    if kind not in ("epsilon", "v_prediction"):
+        raise ValueError(f"the scheduler's prediction_type is {kind!r}, expected epsilon or v_prediction")
+    return noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, timesteps)
+
+
+def denoising_loss(
+    adapter: Callable[..., Prediction],
+    latents: Tensor,
+    image_embeds: Tensor,
+    time_ids: Tensor,
+    scheduler: SchedulerMixin,
+    generator: torch.Generator | None = None,
+    *,
+    zero_embeds: Tensor | None = None,
+    drop: float = 0.1,
+    condition: Tensor | None = None,
+) -> Tensor:
+    """Loss of one training batch: predict what `noise_target` says, at random times.
+
+    Args:
+        adapter: an `SDXLAdapter`, also one wrapped for distributed training.
+        latents: [B, 4, h, w], multiplied by the VAE's scaling factor.
+        image_embeds: [B, N, K], pooled.
+        time_ids: [B, 6].
+        scheduler: with `add_noise` and `get_velocity`, such as DDPMScheduler.
+        generator: of all random draws.
+        zero_embeds: [1, N, K], pooled embeddings of the zero picture; they replace those of a share `drop` of
+            the batch, for guidance. None for no replacement.
+        condition: [B, 4, h, w], latents of condition images (zeros where there is none).
+
+    Raises ValueError for another prediction type, and where zero_embeds and image_embeds differ in N or K.
+    """
+    batch, device = len(latents), latents.device
+    source = generator.device if generator else device
+    noise = torch.randn(latents.shape, generator=generator, device=source).to(latents)
+    steps = scheduler.config.num_train_timesteps
+    timesteps = torch.randint(steps, (batch,), generator=generator, device=source).to(device)
+    if zero_embeds is not None:
+        if zero_embeds.shape[1:] != image_embeds.shape[1:]:
+            shapes = [list(e.shape[1:]) for e in (zero_embeds, image_embeds)]
+            raise ValueError(
+                f"zero_embeds are {shapes[0]} and image_embeds {shapes[1]}; pool both to the same N"
+            )
+        dropped = torch.rand(batch, generator=generator, device=source).to(device) < drop
+        image_embeds = torch.where(dropped[:, None, None], zero_embeds, image_embeds)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    if condition is not None:
+        noisy = torch.cat([noisy, condition], dim=1)  # [B, 8, h, w]
+    target = noise_target(scheduler, latents, noise, timesteps)
+    return adapter(noisy, timesteps, image_embeds, time_ids, target).loss
+
+
+def _read_unet(sdxl: Path) -> UNet2DConditionModel:
+    config = sdxl / "unet" / "config.json"
+    if not config.is_file():
+        raise FileNotFoundError(
+            f"{config} is missing; give the folder of an SDXL-type pipeline, or train it first"
+        )
+    return UNet2DConditionModel.from_pretrained(sdxl, subfolder="unet", torch_dtype=torch.float32)

@@ -1,0 +1,194 @@
+"""Cross-attention from a fixed set of learned queries to a sequence of any length.
+
+`Resampler` sits on both sides of the language model and, as attention pool, at the end of the vision encoder.
+`ResamplerXLV2` turns visual embeddings into what an SDXL U-Net expects from its two text encoders.
+
+Axes: B batch, L incoming tokens, Q queries, K channels of the incoming tokens, D channels inside, H heads.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seedx_lite.models.weights import arguments
+
+
+def sincos_table(grid_size: int, dim: int) -> Tensor:
+    """Fixed 2-d sine-cosine positions of a square grid, row by row: [grid_size², dim].
+
+    The first half of the channels holds the column, the second the row; each half is sines, then cosines.
+    """
+    if dim % 4:
+        raise ValueError(f"a 2-d sine-cosine table needs channels in fours, got {dim}")
+    frequency = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    angle = torch.arange(grid_size, dtype=torch.float64)[:, None] * frequency  # [grid, D/4]
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # [grid, D/2]
+    return torch.cat([axis.repeat(grid_size, 1), axis.repeat_interleave(grid_size, 0)], dim=1).float()
+
+
+def resize_table(table: Tensor, count: int) -> Tensor:
+    """A table of positions [G², D] on the square grid of `count` tokens: [count, D], bicubic, in float32.
+
+    Raises ValueError when `count` is no square number.
+    """
+    source, target = math.isqrt(len(table)), math.isqrt(count)
+    if target**2 != count:
+        raise ValueError(
+            f"got {count} tokens, expected a square number of them (positions lie on a square grid)"
+        )
+    if source == target:
+        return table
+    grid = table.float().unflatten(0, (source, source)).permute(2, 0, 1)[None]  # [1, D, G, G]
+    grid = F.interpolate(grid, size=(target, target), mode="bicubic", align_corners=False)
+    return grid[0].flatten(1).T.to(table.dtype)  # [count, D]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of q [B, Q, D] over k, v [B, L, D]: [B, Q, D]."""
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # [B, H, ·, D/H]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Resampler(nn.Module):
+    """One cross-attention layer with grid_size² learned queries: [B, L, K] → [B, grid_size², D].
+
+    Paper §3.3; official `src/models/tokenizer/qwen_visual.py`. L is any square number: keys get the table of
+    positions, resized to the grid of the incoming tokens, and values get none.
+
+    Args:
+        grid_size: side of the square of queries.
+        embed_dim: D, in fours.
+        num_heads: H, divides D.
+        kv_dim: K where it differs from D.
+        eps: of both LayerNorms (1e-6 inside the vision encoder).
+    """
+
+    def __init__(
+        self, grid_size: int, embed_dim: int, num_heads: int, kv_dim: int | None = None, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.register_buffer("pos_embed", sincos_table(grid_size, embed_dim))
+        self.query = nn.Parameter(torch.empty(grid_size**2, embed_dim))
+        nn.init.trunc_normal_(self.query, std=0.02)
+        projects = kv_dim not in (None, embed_dim)
+        self.kv_proj = nn.Linear(kv_dim, embed_dim, bias=False) if projects else nn.Identity()
+        self.attn = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
+        self.ln_q = nn.LayerNorm(embed_dim, eps=eps)
+        self.ln_kv = nn.LayerNorm(embed_dim, eps=eps)
+
+    def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """x [B, L, K] → [B, Q, D]; with `return_attention` also the weights [B, H, Q, L].
+
+        Raises ValueError when L is no square number.
+        """
+        value = self.ln_kv(self.kv_proj(x))  # [B, L, D]
+        key = value + resize_table(self.pos_embed, x.shape[1])
+        query = (self.ln_q(self.query) + self.pos_embed).expand(len(x), -1, -1)  # [B, Q, D]
+        out, weights = self.attn(
+            query, key, value, need_weights=return_attention, average_attn_weights=False
+        )  # [B, Q, D]
+        return (out, weights) if return_attention else out
+
+
+class PerceiverAttention(nn.Module):
+    """Queries attend over the incoming tokens and over themselves."""
+
+    def __init__(self, dim: int, dim_head: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.to_q = nn.Linear(dim, dim_head * heads, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * dim_head * heads, bias=False)
+        self.to_out = nn.Linear(dim_head * heads, dim, bias=False)
+
+    def forward(self, x: Tensor, latents: Tensor) -> Tensor:
+        """x [B, L, D], latents [B, Q, D] → [B, Q, D]."""
+        latents = self.norm2(latents)
+        k, v = self.to_kv(torch.cat([self.norm1(x), latents], dim=1)).chunk(2, dim=2)  # [B, L+Q, D]
+        return self.to_out(attend(self.to_q(latents), k, v, self.heads))
+
+
+def feed_forward(dim: int, hidden: int) -> nn.Sequential:
+    """Pre-norm, exact GELU, no biases: [B, Q, D] → [B, Q, D]."""
+    up, down = nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, dim, bias=False)
+    return nn.Sequential(nn.LayerNorm(dim), up, nn.GELU(), down)
+
+
+class AttentionPool(nn.Module):
+    """One vector from Q tokens: their mean, with its own position, attends over itself and all of them."""
+
+    def __init__(self, tokens: int, dim: int, heads: int, output_dim: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.positional_embedding = nn.Parameter(torch.randn(tokens + 1, dim) / dim**0.5)
+        self.k_proj = nn.Linear(dim, dim)
+        self.q_proj = nn.Linear(dim, dim)
+        self.v_proj = nn.Linear(dim, dim)
+        self.c_proj = nn.Linear(dim, output_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, Q, D] → [B, output_dim]."""
+        x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positional_embedding  # [B, 1+Q, D]
+        pooled = attend(self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x), self.heads)
+        return self.c_proj(pooled[:, 0])
+
+
+class ResamplerXLV2(nn.Module):
+    """Visual embeddings [B, L, K] to what SDXL's U-Net reads: Q tokens and one pooled vector.
+
+    Paper §3.1; official `src/models/detokenizer/resampler.py`. It adds no positions to the incoming tokens:
+    their order is invisible to it.
+
+    Args:
+        dim, depth, dim_head, heads, ff_mult: sizes of the layers.
+        num_queries: Q, the number of tokens that the U-Net reads, whatever L is.
+        embedding_dim: K.
+        output1_dim, output2_dim: widths of the two text encoders whose place is taken.
+        normalize: scale each incoming token to length 1 (off in every released configuration).
+        official: as in the released code, `normalize` scales each channel over the tokens instead.
+    """
+
+    def __init__(
+        self,
+        dim: int = 1024,
+        depth: int = 4,
+        dim_head: int = 64,
+        heads: int = 16,
+        num_queries: int = 64,
+        embedding_dim: int = 4096,
+        output1_dim: int = 768,
+        output2_dim: int = 1280,
+        ff_mult: int = 4,
+        normalize: bool = False,
+        official: bool = False,
+    ) -> None:
+        config = arguments(locals())
+        super().__init__()
+        self.config = config
+        self.normalize_dim = (1 if official else 2) if normalize else None
+        self.latents = nn.Parameter(torch.randn(1, num_queries, dim) / dim**0.5)
+        self.proj_in = nn.Linear(embedding_dim, dim)
+        self.norm_out = nn.LayerNorm(dim)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([PerceiverAttention(dim, dim_head, heads), feed_forward(dim, dim * ff_mult)])
+            for _ in range(depth)
+        )
+        self.unet_proj_1 = nn.Linear(dim, output1_dim)
+        self.unet_proj_2 = nn.Linear(dim, output2_dim)
+        self.unet_attnpool = AttentionPool(num_queries, dim, heads, output2_dim)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, L, K] → prompt embeddings [B, Q, output1+output2], pooled embedding [B, output2]."""
+        if self.normalize_dim is not None:
+            x = F.normalize(x, dim=self.normalize_dim)
+        x = self.proj_in(x)  # [B, L, D]
+        latents = self.latents.expand(len(x), -1, -1)  # [B, Q, D]
+        for attention, mlp in self.layers:
+            latents = latents + attention(x, latents)
+            latents = latents + mlp(latents)
+        latents = self.norm_out(latents)
+        tokens = torch.cat([self.unet_proj_1(latents), self.unet_proj_2(latents)], dim=2)
+        return tokens, self.unet_attnpool(latents)

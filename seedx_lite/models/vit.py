@@ -1,0 +1,180 @@
+"""The visual tokenizer (paper §3.1): Qwen-VL's ViT, without class token, read out by learned queries.
+
+Axes: B batch, S image side in pixels, L grid tokens, W width, H heads, T queries, D output_dim.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seedx_lite.models.resamplers import Resampler, resize_table
+from seedx_lite.models.weights import arguments, build, load_tensors, read_folder, save_folder
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+POSITIONS = (
+    256  # rows of the table of positions (16×16), whatever the image size: part of the checkpoint format
+)
+EPS = 1e-6  # of every LayerNorm in this file
+
+
+def preprocess(images: Sequence[Image.Image], image_size: int) -> Tensor:
+    """Pictures of any size as the encoder reads them: [B, 3, S, S] float32, normalised as for CLIP.
+
+    Order as in the official transform: bicubic resize to a square (aspect ratio not kept), to 0..1, mean and
+    deviation. Raises ValueError for an empty list.
+    """
+    if not images:
+        raise ValueError("no images given, expected at least one")
+    resized = [i.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC) for i in images]
+    pixels = torch.from_numpy(np.stack([np.asarray(i) for i in resized])).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(c)[:, None, None] for c in (CLIP_MEAN, CLIP_STD))
+    return ((pixels - mean) / std).contiguous()
+
+
+def pool_embeddings(embeddings: Tensor, n: int) -> Tensor:
+    """Average runs of consecutive tokens (1-d average pooling, paper §3.1): [B, T, D] → [B, n, D].
+
+    Raises ValueError when n does not divide T.
+    """
+    tokens = embeddings.shape[1]
+    if n < 1 or tokens % n:
+        divisors = [d for d in range(1, tokens + 1) if tokens % d == 0]
+        raise ValueError(
+            f"cannot pool {tokens} visual embeddings to {n}; choose a divisor of {tokens}: {divisors}"
+        )
+    return embeddings.unflatten(1, (n, tokens // n)).mean(dim=2)
+
+
+class Attention(nn.Module):
+    """Self-attention; the rows of `in_proj` are grouped per head, each holding its q, k and v in turn."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj = nn.Linear(width, 3 * width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, L, W] → [B, L, W]."""
+        q, k, v = (
+            self.in_proj(x).unflatten(2, (self.heads, -1)).transpose(1, 2).chunk(3, dim=3)
+        )  # [B, H, L, W/H]
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, exact GELU."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps=EPS)
+        self.ln_2 = nn.LayerNorm(width, eps=EPS)
+        self.attn = Attention(width, heads)
+        layers = [
+            ("c_fc", nn.Linear(width, hidden)),
+            ("gelu", nn.GELU()),
+            ("c_proj", nn.Linear(hidden, width)),
+        ]
+        self.mlp = nn.Sequential(OrderedDict(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, L, W] → [B, L, W]."""
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class VisionTransformerWithAttnPool(nn.Module):
+    """Images [B, 3, S, S] → visual embeddings [B, T, D].
+
+    Official `src/models/tokenizer/qwen_visual.py`; the parameter names are those of `qwen_vit_G.pt`.
+
+    Args:
+        image_size: S that `preprocess` makes; the forward pass takes any square multiple of `patch_size`.
+        patch_size, width, layers, heads, mlp_ratio: the transformer.
+        n_queries: T, a square number.
+        output_dim: D.
+        pool_heads: heads of the attention pool; default output_dim // 128, as in the official code.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: float,
+        n_queries: int = 256,
+        output_dim: int = 512,
+        pool_heads: int | None = None,
+    ) -> None:
+        config = arguments(locals())
+        super().__init__()
+        pool_heads = output_dim // 128 if pool_heads is None else pool_heads
+        grid = math.isqrt(n_queries)
+        if grid**2 != n_queries or image_size % patch_size or width % heads or not pool_heads:
+            raise ValueError(
+                f"cannot build a vision encoder of {config}: n_queries has to be a square number, image_size "
+                "a multiple of patch_size, width one of heads; below output_dim 128 pool_heads has to be set"
+            )
+        self.config = config | {"pool_heads": pool_heads}
+        self.image_size, self.patch_size = image_size, patch_size
+        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.positional_embedding = nn.Parameter(torch.randn(POSITIONS, width) / width**0.5)
+        self.ln_pre = nn.LayerNorm(width, eps=EPS)
+        blocks = nn.Sequential(*(Block(width, heads, int(width * mlp_ratio)) for _ in range(layers)))
+        self.transformer = nn.Sequential(OrderedDict(resblocks=blocks))
+        self.attn_pool = Resampler(grid, output_dim, pool_heads, kv_dim=width, eps=EPS)
+        self.ln_post = nn.LayerNorm(output_dim, eps=EPS)
+        self.proj = nn.Parameter(torch.randn(output_dim, output_dim) / output_dim**0.5)
+
+    def grid_tokens(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S] → tokens of the patch grid after the blocks, row by row: [B, L, W].
+
+        Raises ValueError for images that are not square or no multiple of the patch size.
+        """
+        height, width = images.shape[-2:]
+        if height != width or height % self.patch_size:
+            raise ValueError(
+                f"images are {width}×{height} (width×height), expected square ones with a multiple of "
+                f"{self.patch_size} pixels; use `preprocess`"
+            )
+        x = self.conv1(images).flatten(2).transpose(1, 2)  # [B, L, W]
+        return self.transformer(self.ln_pre(x + resize_table(self.positional_embedding, x.shape[1])))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [B, 3, S, S], from `preprocess` → visual embeddings [B, T, D]."""
+        return self.ln_post(self.attn_pool(self.grid_tokens(images))) @ self.proj
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """`preprocess` at this encoder's image size, on its device: [B, 3, S, S]."""
+        return preprocess(images, self.image_size).to(self.proj.device)
+
+    def zero_embeddings(self) -> Tensor:
+        """Embeddings [1, T, D] of the zero picture (zeros after normalisation): unconditional in guidance."""
+        return self(self.proj.new_zeros(1, 3, self.image_size, self.image_size))
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write `config.json` and `model.safetensors` (in `dtype`) to `folder`."""
+        save_folder(Path(folder), type(self).__name__, self.config, self.state_dict(), dtype)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read a folder of `save_pretrained`: float32, eval mode.
+
+        Raises FileNotFoundError or ValueError that names the file, the keys and what to do.
+        """
+        folder = Path(folder)
+        config, tensors = read_folder(folder, cls.__name__)
+        model = build(cls, config, folder)
+        load_tensors(model, tensors, folder)
+        return model.eval()

@@ -1,0 +1,87 @@
+"""Modules on disk: `config.json` and `model.safetensors` in a folder, checked key by key when read."""
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+def arguments(scope: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor whose first line hands its `locals()` over."""
+    return {key: value for key, value in scope.items() if key not in ("self", "__class__")}
+
+
+def save_folder(folder: Path, name: str, config: Mapping, tensors: Mapping[str, Tensor], dtype: torch.dtype):
+    """Write `config` (with the class `name` in it) and `tensors`, cast to `dtype`, to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps({"_class_name": name, **config}, indent=1) + "\n")
+
+
+def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration and the tensors that `save_folder` wrote for class `name`.
+
+    Raises FileNotFoundError for a missing file, ValueError for a damaged one or one of another class.
+    """
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(
+                f"{folder / file} is missing; expected a folder written by {name}.save_pretrained. "
+                "Check the path, or train this stage again."
+            )
+    try:
+        config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+        found = config.pop("_class_name", None)
+    except (ValueError, AttributeError, SafetensorError) as error:
+        raise ValueError(f"{folder} is damaged ({error}); restore {CONFIG} and {WEIGHTS} together") from error
+    if found != name:
+        raise ValueError(f"{folder / CONFIG} describes {found}, expected {name}; give the folder of a {name}")
+    return config, tensors
+
+
+def build(make: Callable, config: Mapping[str, Any], source: Path) -> Any:
+    """`make(**config)`; a key too many or too few becomes a ValueError that names the file."""
+    try:
+        return make(**config)
+    except TypeError as error:
+        raise ValueError(f"{source / CONFIG} does not fit: {error}; restore the file") from error
+
+
+def load_tensors(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: str | Path,
+    required: Collection[str] | None = None,
+) -> None:
+    """Copy `tensors` into `module`, in the module's own dtype, after checking every name and shape.
+
+    `required` are the names that have to be there (default: all); other names of the module may be absent
+    and keep their value. Raises ValueError that lists the keys that do not fit and says what to do.
+    """
+    own = module.state_dict()
+    shared = own.keys() & tensors.keys()
+    wrong = {
+        "missing": (own.keys() if required is None else set(required)) - tensors.keys(),
+        "unexpected": tensors.keys() - own.keys(),
+        "of another shape": {
+            f"{key} {list(tensors[key].shape)} instead of {list(own[key].shape)}"
+            for key in shared
+            if tensors[key].shape != own[key].shape
+        },
+    }
+    if any(wrong.values()):
+        lists = [
+            f"{what}: {', '.join(sorted(k)[:6])}" + ", …" * (len(k) > 6) for what, k in wrong.items() if k
+        ]
+        raise ValueError(
+            f"{source} does not fit {type(module).__name__}. Keys {'; '.join(lists)}. "
+            "Load it with the configuration and base model it was trained with, or train this stage again."
+        )
+    module.load_state_dict(tensors, strict=False)

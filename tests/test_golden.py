@@ -1,0 +1,293 @@
+"""Results of the official SEED-X modules at tiny size, reproduced (how they were made: golden/README.md).
+
+Every folder in the environment variable SEEDX_GOLDEN (separated like PATH; default tests/golden) is searched.
+The `official.symbol` of a fixture chooses the check, its JSON says the rest: more fixtures need no new test.
+"""
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+
+from seedx_lite.data import anyres
+from seedx_lite.models.detokenizer import SDXLAdapter, SDXLAdapterWithLatentImage, widen_conv_in
+from seedx_lite.models.resamplers import Resampler, ResamplerXLV2
+from seedx_lite.models.vit import VisionTransformerWithAttnPool
+from seedx_lite.presets import load_preset
+
+OWN = Path(__file__).parent / "golden"
+ANY_RES = "select_best_resolution, select_best_resolution_v2, process_anyres_image, divide_to_patches"
+FULL_SIZE = "names and shapes of the released files"  # belongs to no single symbol
+NOT_YET = {"lvlm_losses", "lvlm_generate", "image_token_processor", "data_sft", "data_captions"}
+
+
+class Fixture:
+    """One JSON file and, where there is one, the tensors beside it; floats are cast to float32."""
+
+    def __init__(self, path: Path):
+        self.path, self.info = path, json.loads(path.read_text())
+        self.name = self.info.get("name", path.stem)
+        official = self.info.get("official")
+        self.is_fixture = isinstance(official, dict)  # the tokenizer's file is none
+        self.symbol = official.get("symbol", FULL_SIZE) if self.is_fixture else None
+
+    @cached_property
+    def tensors(self):
+        return {
+            key: tensor.float() if tensor.is_floating_point() else tensor
+            for key, tensor in load_file(self.path.with_suffix(".safetensors")).items()
+        }
+
+    def part(self, prefix):
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def load(self, module):
+        module.load_state_dict(self.part("weights/"), strict=True)
+        return module.eval()
+
+    def compare(self, found):
+        """Every output of the fixture is found, in the right shape and within its tolerance."""
+        expected = self.part("out/")
+        assert expected, f"{self.path} has no outputs"
+        assert set(expected) == set(self.info["outputs"]), (
+            f"{self.path} and its tensors list different outputs"
+        )
+        assert set(expected) <= set(found), f"{self.name}: no check for {sorted(set(expected) - set(found))}"
+        for key, wanted in expected.items():
+            assert found[key].shape == wanted.shape, f"{self.name}: shape of {key}"
+            difference = (found[key].float() - wanted.float()).abs().max().item()
+            allowed = self.info["outputs"][key]["tolerance_max_abs_diff"]
+            assert difference <= allowed, (
+                f"{self.name}: {key} differs by {difference:.2g}, allowed {allowed:.2g}"
+            )
+
+
+def discover():
+    folders = [Path(f) for f in os.environ.get("SEEDX_GOLDEN", str(OWN)).split(os.pathsep) if f]
+    fixtures = [Fixture(path) for folder in folders for path in sorted(folder.glob("*.json"))]
+    empty = [str(folder) for folder in folders if not any(folder.glob("*.json"))]
+    if empty or not folders:
+        raise FileNotFoundError(
+            f"no golden fixtures (*.json) in {empty or 'SEEDX_GOLDEN'}; correct SEEDX_GOLDEN"
+        )
+    return [f for f in fixtures if f.is_fixture]
+
+
+def check_vit(fixture):
+    model = fixture.load(VisionTransformerWithAttnPool(**fixture.info["config"]))
+    stages = {
+        "tokens_before_blocks": model.ln_pre,
+        "tokens_after_blocks": model.transformer,
+        "pooled_before_ln_post": model.attn_pool,
+    }
+    found = {}
+    for key, images in fixture.part("in/").items():
+        assert key.endswith("images"), f"{fixture.name}: no check for input {key}"
+        seen = {}
+
+        def note(name, seen=seen):
+            return lambda _module, _inputs, out: seen.update({name: out})
+
+        hooks = [module.register_forward_hook(note(name)) for name, module in stages.items()]
+        seen["image_embeds"] = model(images)
+        for hook in hooks:
+            hook.remove()
+        found |= {key.removesuffix("images") + name: tensor for name, tensor in seen.items()}
+    fixture.compare(found)
+
+
+def check_resampler(fixture):
+    model = fixture.load(Resampler(**fixture.info["config"]))
+    fixture.compare({key.replace("x", "y", 1): model(x) for key, x in fixture.part("in/").items()})
+
+
+def check_resampler_xl(fixture):
+    found = {}
+    config = fixture.info["config"]
+    for normalize in (False, True):
+        model = fixture.load(ResamplerXLV2(**{**config, "normalize": normalize}, official=True))
+        for key, x in fixture.part("in/").items():
+            case = f"{key.removesuffix('image_embeds')}normalize_{str(normalize).lower()}/"
+            found[f"{case}prompt_embeds"], found[f"{case}pooled"] = model(x)
+            if (
+                config.get("normalize") is normalize
+            ):  # one setting for the whole fixture: no name for the case
+                found["prompt_embeds"], found["pooled"] = (
+                    found[f"{case}prompt_embeds"],
+                    found[f"{case}pooled"],
+                )
+    fixture.compare(found)
+
+
+def make_adapter(fixture, cls, **kwargs):
+    resampler = ResamplerXLV2(**fixture.info["config"]["resampler"], official=True)
+    return cls(UNet2DConditionModel(**fixture.info["config"]["unet"]), resampler, **kwargs)
+
+
+def check_adapter(fixture, cls=SDXLAdapter):
+    adapter = fixture.load(make_adapter(fixture, cls))
+    x = fixture.part("in/")
+    out = adapter(x["noisy_latents"], x["timesteps"], x["image_embeds"], x["time_ids"], x["noise"])
+    prompt_embeds, pooled = adapter.resampler(x["image_embeds"])
+    found = {
+        "noise_pred": out.sample,
+        "total_loss": out.loss,
+        "prompt_embeds": prompt_embeds,
+        "pooled": pooled,
+    }
+    if "conv_in_before/weight" in x:
+        unet = UNet2DConditionModel(**fixture.info["config"]["unet"])
+        before = {
+            k.removeprefix("conv_in_before/"): v for k, v in x.items() if k.startswith("conv_in_before/")
+        }
+        unet.conv_in.load_state_dict(before)
+        widen_conv_in(unet)
+        found |= {f"conv_in_after/{k}": v for k, v in unet.conv_in.state_dict().items()}
+    fixture.compare(found)
+    check_trained(fixture, cls)
+
+
+def check_trained(fixture, cls):
+    """Official: exactly its list. Ours: what the official code meant to train, so `to_k` and `to_v` too."""
+    for case, lists in fixture.info["trainable"].items():
+        full_ft = {"full_ft=False": False, "full_ft=True": True}[case]
+        adapter = make_adapter(fixture, cls, full_ft=full_ft)
+        every = sorted(dict(adapter.named_parameters()))
+        official, intended = (
+            every if lists[key] == "every parameter" else sorted(lists[key])
+            for key in ("requires_grad", "given_to_the_optimizer")
+        )
+        assert make_adapter(fixture, cls, full_ft=full_ft, official=True).trained_names() == official
+        assert adapter.trained_names() == intended
+        keys_and_values = [n for n in every if n.endswith((".to_k.weight", ".to_v.weight"))]
+        assert sorted(set(intended) - set(official)) == ([] if full_ft else keys_and_values)
+
+
+def check_conditioning(fixture):
+    x = fixture.part("in/")
+    config = fixture.info["config"]["resampler"]
+    zero, tokens, pooled = x["zero_image_tokens"], x["image_tokens"], x["pooled_image_embeds"]
+    down = tokens.shape[1] // pooled.shape[1]
+    cases = {  # name of the case: pooling, arguments
+        "from_embeds_vit_down": (down, {"image_embeds": pooled}),
+        "from_image": (down, {"image_tokens": tokens}),
+        "from_embeds_no_vit_down": (1, {"image_embeds": tokens}),
+    }
+    found = {}
+    for case, (vit_down, arguments) in cases.items():
+        adapter = SDXLAdapter(
+            torch.nn.Identity(), ResamplerXLV2(**config, official=True), False, vit_down, True
+        )
+        out = fixture.load(adapter).get_image_embeds(zero, **arguments)
+        found |= {f"{case}/{name}": tensor for name, tensor in out._asdict().items()}
+    fixture.compare(found)
+
+
+def check_any_res(fixture):
+    rows = [(table, row) for table in fixture.info["tables"] for row in table["rows"]]
+    assert rows, f"{fixture.path} has no rows"
+    for table, row in rows:
+        size, base = tuple(row["image_size"]), table["base_resolution"]
+        resolutions = anyres.grid_resolutions(table["grids"], base)
+        tiling = anyres.tile(size, table["grids"], base)
+        found = {
+            "v1": anyres.select_best_resolution(size, resolutions),
+            "v2": anyres.select_best_resolution_v2(size, resolutions),
+            "resolution": tiling.resolution,
+            "grid": [side // base for side in tiling.resolution],
+            "sub_images": len(tiling.positions),
+            "boxes": [list(box) for box in tiling.boxes],
+        }
+        for key, value in found.items():
+            value = list(value) if isinstance(value, tuple) else value
+            assert value == row[key], f"{fixture.name}: {key} of {size} at base {base}"
+        positions = torch.tensor(tiling.positions)
+        assert torch.allclose(positions, torch.tensor(row["patch_pos"]), rtol=0, atol=1e-6), size
+
+
+def check_any_res_pixels(fixture):
+    config = fixture.info["config"]
+    found = {}
+    for key, pixels in fixture.part("in/").items():
+        case = key.removesuffix("image")
+        image = Image.fromarray(pixels.numpy())
+        images, positions = anyres.process_anyres_image(image, config["grids"], config["base_resolution"])
+        flat = b"".join(image.tobytes() for image in images)
+        shape = (len(images), config["base_resolution"], config["base_resolution"], 3)
+        found[f"{case}sub_images"] = torch.frombuffer(bytearray(flat), dtype=torch.uint8).reshape(shape)
+        found[f"{case}patch_pos"] = torch.tensor(positions)
+    fixture.compare(found)
+
+
+def check_full_size_keys(fixture):
+    """The preset of the official sizes makes every tensor of the released files, by name and shape."""
+    preset = load_preset("seedx-17b")
+    hidden, image = preset.llm.hidden_size, preset.vit.output_dim
+    grid = round(preset.n_embeddings**0.5)
+    detokenizer = "seed_detokenizer/first_stage/pytorch_model.bin"
+    with torch.device("meta"):
+        modules = {
+            "QwenViT/qwen_vit_G.pt": VisionTransformerWithAttnPool(**vars(preset.vit)),
+            detokenizer: SDXLAdapter(
+                UNet2DConditionModel(**preset.unet_kwargs), ResamplerXLV2(**preset.resampler_kwargs)
+            ),
+            "seed_x/agent/pytorch_model.bin": torch.nn.ModuleDict(
+                {
+                    "input_resampler": Resampler(grid, hidden, 32, kv_dim=image),
+                    "output_resampler": Resampler(grid, image, 32, kv_dim=hidden),
+                }
+            ),
+        }
+        second = SDXLAdapterWithLatentImage(
+            UNet2DConditionModel(**preset.unet_kwargs), ResamplerXLV2(**preset.resampler_kwargs), full_ft=True
+        )
+    files = {name: dict(file.get("tensors", {})) for name, file in fixture.info["files"].items()}
+    stage2 = "seed_detokenizer/second_stage/pytorch_model.bin"
+    files[stage2] = files[detokenizer] | fixture.info["files"][stage2]["tensors_that_differ"]
+    later = {
+        "seed_x/agent/pytorch_model.bin": {"patch_pos_embed"},
+        "seed_x/llm": set(files.get("seed_x/llm", ())),
+    }
+    assert set(files) == {*modules, stage2, "seed_x/llm"}
+    for name, module in (modules | {stage2: second}).items():
+        found = {key: list(tensor.shape) for key, tensor in module.state_dict().items()}
+        wanted = {key: shape for key, shape in files[name].items() if key not in later.get(name, ())}
+        assert found == wanted, f"{name}: {sorted(set(found) ^ set(wanted))[:5]}"
+
+
+CHECKS = {
+    "VisionTransformerWithAttnPool": check_vit,
+    "Resampler": check_resampler,
+    "ResamplerXLV2": check_resampler_xl,
+    "SDXLAdapter": check_adapter,
+    "SDXLAdapterWithLatentImage": lambda fixture: check_adapter(fixture, SDXLAdapterWithLatentImage),
+    "SDXLAdapter.get_image_embeds": check_conditioning,
+    ANY_RES: check_any_res,
+    "process_anyres_image": check_any_res_pixels,
+    FULL_SIZE: check_full_size_keys,
+}
+
+
+@pytest.mark.parametrize("fixture", discover(), ids=lambda fixture: fixture.name)
+@torch.no_grad()
+def test_golden(fixture):
+    """Guards against slips in arithmetic and parameter names: released weights would fail, or draw noise."""
+    if fixture.symbol not in CHECKS:
+        pytest.skip(f"not yet covered: {fixture.name} ({fixture.symbol})")
+    CHECKS[fixture.symbol](fixture)
+
+
+def test_fixtures_not_yet_covered():
+    """Guards against a fixture that is skipped without anyone noticing."""
+    fixtures = [Fixture(path) for path in sorted(OWN.glob("*.json"))]
+    missing = {fixture.name for fixture in fixtures if fixture.is_fixture and fixture.symbol not in CHECKS}
+    print(
+        "not yet covered:", *sorted(missing), "and of full_size_keys: seed_x/llm, patch_pos_embed, lora_run"
+    )
+    assert missing == NOT_YET
