@@ -1,0 +1,155 @@
+"""`python -m seedx_lite …`: every stage from the command line.
+
+A stage takes `--preset NAME` (or the path of a YAML file) and any number of `key=value` overrides. A mistake
+ends in one line, `error: …`, and exit status 1; one in the command line itself in exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+SAMPLES = "data_samples"
+# Command: module and function in seedx_lite/training, and what it trains.
+FOUNDATIONS = {
+    "vit": ("vit", "vit", "the visual tokenizer, with its text encoders"),
+    "vae": ("foundations", "vae", "the auto-encoder of pictures"),
+    "sdxl": ("foundations", "sdxl", "the text-to-image U-Net"),
+}
+PARTS = {"detokenizer": ("detokenizer", "stage1", "the de-tokenizer, stage 1: pictures from visual embeddings")}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = build_parser()
+    # Overrides may stand before, between and after options, which argparse cannot say of positionals.
+    args, rest = parser.parse_known_args(argv)
+    for item in rest:
+        if item.startswith("-") or "=" not in item or "overrides" not in args:
+            parser.error(f"unexpected argument {item!r}{'' if 'overrides' not in args else ', want key=value'}")
+    args.overrides = rest
+    try:
+        return args.run(args) or 0
+    except BrokenPipeError:  # `… | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if args.debug:
+            raise
+        hint = "" if isinstance(error, (ValueError, OSError)) else "  (python -m seedx_lite --debug … says where)"
+        print(f"error: {error}{hint}", file=sys.stderr)
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands, each with the function that runs it as its default of `run`."""
+    parser = argparse.ArgumentParser("python -m seedx_lite", description="SEED-X on a laptop.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    top = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = _command(top, "doctor", _doctor, "check Python, packages, hardware and artifacts")
+    _add_runs(command)
+
+    data = _group(top, "data", "sample data in the three official formats")
+    command = _command(data, "build", _data_build, "write the samples, with manifest and README")
+    command.add_argument("folder", nargs="?", default=SAMPLES, help=f"where to ({SAMPLES})")
+    command.add_argument("--count", type=int, default=200, help="samples in each format (200)")
+    command.add_argument("--seed", type=int, default=0, help="another seed, other scenes (0)")
+    command = _command(data, "check", _data_check, "report every line and file that training could not use")
+    command.add_argument("path", nargs="?", default=SAMPLES, help=f"file or folder ({SAMPLES})")
+
+    for group, text, stages in (("pretrain", "a foundation", FOUNDATIONS), ("train", "a part of SEED-X", PARTS)):
+        trainings = _group(top, group, f"train {text}")
+        for name, (module, function, what) in stages.items():
+            _stage(trainings, name, _train, f"train {what}", target=(module, function))
+
+    text = "run the notebooks and write runs/<preset>/report.html; key=value sets a notebook parameter"
+    command = _stage(top, "reproduce", _reproduce, text)
+    command.add_argument("--notebooks", default="notebooks", help="folder of notebooks (notebooks)")
+    command.add_argument("--only", default="", help="only notebooks whose name contains this")
+
+    command = _command(top, "ship", _ship, "copy finished artifacts to where they are committed")
+    command.add_argument("stages", nargs="+", help="e.g. vit vae sdxl detokenizer-stage1")
+    command.add_argument("--preset", default="lite", help="whose artifacts (lite)")
+    _add_runs(command)
+    return parser
+
+
+def _group(commands, name: str, text: str):
+    return commands.add_parser(name, help=text).add_subparsers(metavar="COMMAND", required=True)
+
+
+def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    command.set_defaults(run=run)
+    return command
+
+
+def _stage(commands, name: str, run, text: str, **defaults) -> argparse.ArgumentParser:
+    command = _command(commands, name, run, text)
+    command.usage = f"{command.prog} [options] [key=value …]"
+    command.set_defaults(overrides=(), **defaults)
+    command.add_argument("--preset", default="lite", help="smoke, lite, gpu, seedx-17b or a .yaml file (lite)")
+    command.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
+    command.add_argument("--retrain", action="store_true", help="train even if a result is there")
+    _add_runs(command)
+    return command
+
+
+def _add_runs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--runs", default="runs", help="folder of results (runs)")
+
+
+def _doctor(args) -> int:
+    from seedx_lite.doctor import examine
+
+    return examine(args.runs)
+
+
+def _data_build(args) -> None:
+    from seedx_lite.data.samples import build
+
+    print(f"samples: {build(args.folder, seed=args.seed, count=args.count)}")
+
+
+def _data_check(args) -> int:
+    from seedx_lite.data.check import check
+
+    report = check(Path(args.path))
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _train(args) -> None:
+    from importlib import import_module
+
+    from seedx_lite.presets import load_preset
+
+    preset = load_preset(args.preset, args.overrides)  # before torch is imported, so that a slip shows at once
+    module, function = args.target
+    stage = getattr(import_module(f"seedx_lite.training.{module}"), function)
+    print(f"artifact: {stage(preset, seed=args.seed, retrain=args.retrain, runs=args.runs)}")
+
+
+def _reproduce(args) -> int:
+    from seedx_lite.artifacts import project_path
+    from seedx_lite.presets import load_preset
+    from seedx_lite.report import parse_parameters, reproduce
+
+    defaults = {"preset": "lite", "seed": 0, "retrain": False, "runs": "runs"}
+    given = {name: value for name in defaults if (value := getattr(args, name)) != defaults[name]}
+    folder = project_path(args.runs) / load_preset(args.preset).name
+    return reproduce(args.notebooks, folder, given | parse_parameters(args.overrides), only=args.only)
+
+
+def _ship(args) -> None:
+    from seedx_lite.artifacts import ship
+
+    for path in ship(args.preset, args.stages, runs=args.runs):
+        print(f"shipped: {path}")

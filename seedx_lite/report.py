@@ -1,0 +1,198 @@
+"""Run the notebooks and gather their figures, with the numbers beside them, in one self-contained page."""
+
+from __future__ import annotations
+
+import html
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from string import Template
+from typing import Any
+
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+PAGE = Path(__file__).with_suffix(".html")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture of a notebook: PNG in base64, caption in Markdown, and what its cell printed."""
+
+    png: str
+    caption: str
+    numbers: str
+
+
+@dataclass
+class Chapter:
+    """One executed notebook."""
+
+    path: Path
+    title: str = ""
+    question: str = ""
+    seconds: float = 0.0
+    failure: str = ""
+    figures: list[Figure] = field(default_factory=list)
+
+
+def parse_parameters(items: Iterable[str]) -> dict[str, Any]:
+    """`key=value` texts as notebook parameters, the values read as YAML: true, 3, [1, 2], text."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.from_dotlist(list(items)))
+
+
+def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """Raise ValueError on a parameter that the notebook does not have; papermill alone would only warn."""
+    import papermill
+
+    known = papermill.inspect_notebook(notebook)
+    for name in parameters:
+        if name not in known:
+            raise ValueError(f"{notebook.name} has no parameter {name!r}; it has {', '.join(known) or 'none'}")
+
+
+def run_notebook(notebook: Path, target: Path, parameters: dict[str, Any], progress: bool = True) -> Chapter:
+    """Execute `notebook` in its own folder and write the result to `target`; a failure is noted, not raised.
+
+    Raises:
+        ValueError: a parameter that the notebook does not have.
+    """
+    import nbformat
+    import papermill
+
+    check_parameters(notebook, parameters)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    start, failure = time.perf_counter(), ""
+    try:
+        papermill.execute_notebook(
+            notebook, target, parameters, cwd=notebook.parent, progress_bar=progress, kernel_name="python3",
+            store_widget_state=False, record_timing=False, extra_arguments=["--log-level=50"],
+        )  # fmt: skip
+    except Exception as error:  # whatever it is, the other notebooks and the report go on
+        failure = ANSI.sub("", str(error)).strip() or type(error).__name__
+    executed = nbformat.read(target if target.exists() else notebook, as_version=4)
+    chapter = read_chapter(executed, target)
+    chapter.seconds, chapter.failure = time.perf_counter() - start, failure
+    return chapter
+
+
+def read_chapter(notebook: Any, path: Path) -> Chapter:
+    """Title, question and figures of an executed notebook.
+
+    The title is the first heading. The question is the paragraph that opens with the word in bold, or else
+    the first one. A figure's caption is the last paragraph of Markdown before it.
+    """
+    chapter, caption, first = Chapter(path, title=path.stem), "", ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            for text in re.split(r"\n\s*\n", cell.source.strip()):
+                if heading := re.match(r"#+\s+(.*)", text):
+                    chapter.title = chapter.title if first or chapter.question else heading[1]
+                elif question := re.match(r"(?i)>?\s*\*\*(?:the )?question[.:]?\*\*[.:]?\s*(.*)", text, re.S):
+                    chapter.question = chapter.question or question[1]
+                elif not re.match(r"[|!<$`-]", text):
+                    first, caption = first or text, text
+        elif cell.cell_type == "code":
+            numbers = "\n".join(text for text in _texts(cell.outputs) if text)
+            pictures = (output.get("data", {}).get("image/png") for output in cell.outputs)
+            chapter.figures += [Figure("".join(png.split()), caption, numbers) for png in pictures if png]
+    chapter.question = chapter.question or first
+    return chapter
+
+
+def _texts(outputs: list[Any]) -> Iterator[str]:
+    """What the outputs of a cell say, without progress bars and the names of objects."""
+    for output in outputs:
+        text = output.text if output.get("name") == "stdout" else output.get("data", {}).get("text/plain", "")
+        if not text.startswith("<"):
+            yield ANSI.sub("", text).strip("\n")
+
+
+def reproduce(notebooks: str | Path, folder: str | Path, parameters: dict[str, Any], only: str = "") -> int:
+    """Run all notebooks and write `folder`/report.html; the exit status is 1 if one of them failed.
+
+    Raises:
+        FileNotFoundError: no notebooks where they should be.
+        ValueError: a parameter that a notebook does not have; nothing has run then.
+    """
+    paths = sorted(path for path in Path(notebooks).glob("*.ipynb") if only in path.stem)
+    if not paths:
+        raise FileNotFoundError(
+            f"no notebook{f' named *{only}*' if only else ''} in {Path(notebooks).resolve()}: "
+            "run this in the root of the repository, or give --notebooks FOLDER"
+        )
+    for path in paths:
+        check_parameters(path, parameters)
+    folder, chapters = Path(folder), []
+    for number, path in enumerate(paths, 1):
+        print(f"[{number}/{len(paths)}] {path.stem}", flush=True)
+        chapters.append(run_notebook(path, folder / "notebooks" / path.name, parameters))
+        failure = chapters[-1].failure
+        print(f"      {chapters[-1].seconds:.0f} s{', FAILED: ' + failure.splitlines()[-1] if failure else ''}")
+    report = folder / "report.html"
+    temporary = report.with_suffix(".tmp")
+    temporary.write_text(render(chapters, parameters, folder), encoding="utf-8")
+    os.replace(temporary, report)
+    print(f"report: {report}")
+    return int(any(chapter.failure for chapter in chapters))
+
+
+def render(chapters: list[Chapter], parameters: dict[str, Any], folder: Path) -> str:
+    """The report: HTML with style and pictures inside, links relative to `folder`."""
+    failed = sum(bool(chapter.failure) for chapter in chapters)
+    seconds = sum(chapter.seconds for chapter in chapters)
+    chosen = ", ".join(f"{name}={value}" for name, value in parameters.items()) or "their defaults"
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(
+        status=f"{failed} of {len(chapters)} notebooks failed" if failed else "all notebooks ran to their end",
+        status_class="bad" if failed else "good",
+        summary=html.escape(
+            f"{len(chapters)} notebooks with {chosen}, {seconds / 60:.1f} minutes on {os.cpu_count()} cores "
+            f"({platform.machine()}), Python {platform.python_version()}, torch {version('torch')}, "
+            f"{time.strftime('%Y-%m-%d %H:%M')}"
+        ),
+        rows="\n".join(_row(chapter, folder) for chapter in chapters),
+        chapters="\n".join(_section(chapter, folder) for chapter in chapters),
+    )
+
+
+def _row(chapter: Chapter, folder: Path) -> str:
+    mark = '<b class="bad">failed</b>' if chapter.failure else f"{len(chapter.figures)}"
+    return (
+        f'<tr><td><a href="#{chapter.path.stem}">{_inline(chapter.title)}</a></td>'
+        f"<td>{_inline(chapter.question)}</td><td>{mark}</td><td>{chapter.seconds:.0f} s</td></tr>"
+    )
+
+
+def _section(chapter: Chapter, folder: Path) -> str:
+    link = html.escape(os.path.relpath(chapter.path, folder))
+    failure = f'<pre class="failure">{html.escape(chapter.failure)}</pre>' if chapter.failure else ""
+    figures = "\n".join(map(_figure, chapter.figures)) or ("" if failure else "<p>No figures.</p>")
+    return (
+        f'<section id="{chapter.path.stem}"><h2>{_inline(chapter.title)}</h2>\n'
+        f'<p class="question">{_inline(chapter.question)}</p>\n'
+        f'<p class="meta">{chapter.seconds:.0f} s · <a href="{link}">executed notebook</a></p>\n'
+        f"{failure}{figures}</section>"
+    )
+
+
+def _figure(figure: Figure) -> str:
+    alt = html.escape(re.sub(r"[*`]", "", figure.caption), quote=True)
+    numbers = f"<pre>{html.escape(figure.numbers)}</pre>" if figure.numbers else ""
+    return (
+        f'<figure><div class="pair"><img alt="{alt}" src="data:image/png;base64,{figure.png}">{numbers}</div>'
+        f"<figcaption>{_inline(figure.caption)}</figcaption></figure>"
+    )
+
+
+def _inline(markdown: str) -> str:
+    """The Markdown that occurs within a paragraph; links keep only their text."""
+    text = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", html.escape(" ".join(markdown.split())))
+    for mark, tag in (("`", "code"), (r"\*\*", "b"), (r"\*", "i")):
+        text = re.sub(rf"{mark}(.+?){mark}", rf"<{tag}>\1</{tag}>", text)
+    return text
