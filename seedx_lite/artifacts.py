@@ -1,0 +1,362 @@
+"""A stage's result on disk: load it if it is there, else train it.
+
+    runs/<preset>/<stage>-seed<seed>/           trained here
+    runs/<preset>/<stage>-seed<seed>.work/      a build under way, or crashed: its checkpoint is resumed
+    data_samples/checkpoints/<preset>/<stage>/  comes with the project: seed 0, weights in float16
+
+Every folder has an artifact.json: what was built, from which configuration and upstream artifacts, and the
+SHA-256 of each file. It is written last and the folder renamed in one move: a reader finds it all or nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+RUNS, SHIPPED = "runs", "data_samples/checkpoints"
+MANIFEST = "artifact.json"
+REQUEST = "request.json"  # in a work folder: the configuration that its checkpoint belongs to
+CHECKPOINT = "checkpoint.safetensors"  # what a crashed build leaves for the next one
+_digests: dict[tuple[Path, int, int], str] = {}  # (file, bytes, mtime): SHA-256 as computed by this process
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """artifact.json: stage, preset, seed, config, upstream, id, files with their hashes, versions."""
+        file = self.path / MANIFEST
+        try:
+            manifest = json.loads(file.read_text())
+            return manifest | {"files": dict(manifest["files"])}
+        except FileNotFoundError:
+            repair = self._repair if self.path.exists() else "Train that stage first."
+            raise FileNotFoundError(f"{file} is missing: no finished artifact. {repair}") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is damaged ({error!r}). {self._repair}") from None
+
+    @property
+    def _repair(self) -> str:
+        return f"Delete {self.path} or pass retrain=True; `git checkout` restores what came with the project."
+
+    def check(self) -> None:
+        """Compares every file with the manifest.
+
+        Raises:
+            FileNotFoundError, ValueError: a file is missing or damaged; names it and says how to repair.
+        """
+        for name, entry in self.manifest["files"].items():
+            file = self.path / name
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is missing. {self._repair}")
+            if (size := file.stat().st_size) != entry["bytes"]:
+                raise ValueError(f"{file} is damaged: {size} of {entry['bytes']} bytes. {self._repair}")
+            if _sha256(file) != entry["sha256"]:
+                raise ValueError(f"{file} is damaged: not the SHA-256 of {MANIFEST}. {self._repair}")
+
+
+def ensure(
+    stage: str,
+    build: Callable[[Path], Any],
+    *,
+    preset: str,
+    seed: int = 0,
+    config: dict[str, Any],
+    upstream: Sequence[Path] = (),
+    retrain: bool = False,
+    runs: str | Path = RUNS,
+    shipped: str | Path = SHIPPED,
+) -> Path:
+    """The checked folder of a stage's artifact, which `build(folder)` makes if there is none yet.
+
+    While one process builds, others that ask for the same artifact wait and load it.
+
+    Args:
+        build: writes its files into the folder. If its training has the folder, or one below, as `workdir`, a
+            crashed build goes on from its checkpoint. Under `accelerate launch` all processes call it.
+        config: all that decides the result, as JSON. An artifact of another one is never reused.
+        upstream: folders that the stage builds on; a change of one counts as a change of configuration.
+        retrain: build in any case; an old artifact is replaced when the new one is complete.
+        runs, shipped: relative ones lie in the project's folder, see `project_path`.
+
+    Raises:
+        FileNotFoundError, ValueError: the artifact is damaged or of another configuration.
+    """
+    asked = time.time()
+    for key, name in (("stage", stage), ("preset", preset)):
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(f"{key}={name!r}: expected only letters, digits, '-', '_' and '.'")
+    request = {"config": json.loads(json.dumps(config)), "upstream": dict(map(_upstream_id, upstream))}
+    target = project_path(runs) / preset / f"{stage}-seed{seed}"
+    work = target.with_name(f"{target.name}.work")
+    places = [target] if seed else [target, project_path(shipped) / preset / stage]
+    if int(os.environ.get("RANK", "0")):  # the main process decides for all
+        found = _tell()
+        if found is None:
+            build(work)
+            _tell()  # all have finished writing
+            found = _tell()
+        return found
+    found = None if retrain else _find(places, request)
+    if found is None:
+        with _locked(target):
+            built = target / MANIFEST  # who held the lock may have built it: that serves a retrain=True, too
+            if not retrain or (built.exists() and built.stat().st_mtime >= asked):
+                found = _find(places, request)
+            if found is None:
+                _open_work(work, request, retrain)
+                print(f"{preset}/{stage}, seed {seed}: building in {os.path.relpath(work)}")
+                _tell()
+                try:
+                    build(work)
+                except BaseException:
+                    _sweep(work, lambda file: file.name not in (CHECKPOINT, REQUEST))
+                    if not any(work.rglob(CHECKPOINT)):
+                        shutil.rmtree(work)
+                    raise
+                _tell()
+                _sweep(work, lambda file: file.name in (CHECKPOINT, REQUEST) or file.suffix == ".part")
+                _write_manifest(work, {"stage": stage, "preset": preset, "seed": seed, **request})
+                _replace(target, work)
+                found = target
+    return _tell(found)
+
+
+def ship(
+    preset: str,
+    stages: Sequence[str],
+    *,
+    runs: str | Path = RUNS,
+    shipped: str | Path = SHIPPED,
+    limit: int = 15_000_000,
+) -> list[Path]:
+    """Copies finished artifacts of seed 0 from `runs` to `shipped`, weights in float16; returns the folders.
+
+    The `config.json` of transformers models gets "dtype": "float32": diffusers opens float16 as float32,
+    transformers as it is, and a pipeline of both stops at the first product. The artifact keeps its id.
+
+    Raises:
+        ValueError: float16 cannot hold a weight, or a file has more than `limit` bytes.
+    """
+    targets = [project_path(shipped) / preset / stage for stage in stages]
+    for stage, target in zip(stages, targets, strict=True):
+        source = Artifact(project_path(runs) / preset / f"{stage}-seed0")
+        source.check()
+        part = target.with_name(f"{stage}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            for name in source.manifest["files"]:
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                _copy_in_float16(source.path / name, part / name)
+                size = (part / name).stat().st_size
+                if size > limit:
+                    raise ValueError(f"{source.path / name}: {size} bytes to ship, expected {limit} at most")
+            _write_manifest(part, source.manifest | {"stored_as": "float16"})
+            _replace(target, part)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return targets
+
+
+def describe(runs: str | Path = RUNS, shipped: str | Path = SHIPPED) -> list[dict[str, Any]]:
+    """One row per artifact on disk: path, preset, stage, seed, megabytes, and problem (None: it is whole)."""
+    rows = []
+    for path in [p for place in (shipped, runs) for p in sorted(project_path(place).glob("*/*/"))]:
+        trained = (path / MANIFEST).exists() or any(path.rglob("*.safetensors"))
+        if path.suffix in (".work", ".old", ".part") or not trained:
+            continue
+        row = {"path": path, "preset": path.parent.name, "stage": path.name, "seed": 0}
+        row |= {"megabytes": 0.0, "problem": None}
+        try:
+            about = read_manifest(path)
+            row |= {"stage": about["stage"], "seed": about["seed"]}
+            row["megabytes"] = sum(entry["bytes"] for entry in about["files"].values()) / 1e6
+            Artifact(path).check()
+        except (OSError, ValueError) as error:
+            row["problem"] = str(error)
+        rows.append(row)
+    return rows
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """artifact.json of a folder; errors as for `Artifact`."""
+    return Artifact(Path(folder)).manifest
+
+
+def project_path(path: str | Path) -> Path:
+    """A relative path, taken from the nearest folder upwards that has data_samples/ in it, else from here.
+
+    So a notebook in notebooks/ and a command typed beside the README mean the same file.
+    """
+    here = Path.cwd()
+    roots = (folder for folder in (here, *here.parents) if (folder / "data_samples").is_dir())
+    return next(roots, here) / path
+
+
+def _find(places: list[Path], request: dict[str, Any]) -> Path | None:
+    """The first folder that exists, checked."""
+    path = next((place for place in places if place.exists()), None)
+    if path:
+        if differences := _differences(read_manifest(path), request):
+            remedy = "Pass retrain=True to build it anew, or take another seed or preset name."
+            raise ValueError(f"{path} was made with another configuration ({differences}). {remedy}")
+        Artifact(path).check()
+    return path
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
+    def flat(value: Any, key: str) -> dict[str, str]:
+        if not isinstance(value, dict):
+            return {key: json.dumps(value)}
+        parts = [flat(entry, f"{key}.{name}" if key else name) for name, entry in value.items()]
+        return dict(item for part in parts for item in part.items())
+
+    a, b = (flat(x["config"], "") | flat(x["upstream"], "upstream") for x in (there, here))
+    keys = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
+    return "; ".join(f"{key}: {a.get(key, 'absent')} there, {b.get(key, 'absent')} here" for key in keys)
+
+
+def _open_work(work: Path, request: dict[str, Any], retrain: bool) -> None:
+    """A work folder that is empty but for checkpoints of a crashed build of the same configuration."""
+    note = work / REQUEST
+    if work.exists() and not note.exists():
+        shutil.rmtree(work)
+    elif work.exists() and (differences := _differences(json.loads(note.read_text()), request)):
+        if not retrain:
+            raise ValueError(
+                f"{work} holds an unfinished run of another configuration ({differences}). "
+                "Delete the folder, or pass retrain=True to begin anew."
+            )
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    _sweep(work, lambda file: file.name != CHECKPOINT)
+    note.write_text(json.dumps(request, indent=1) + "\n")
+
+
+def _sweep(folder: Path, unwanted: Callable[[Path], bool]) -> None:
+    """Deletes the unwanted files and the folders that this leaves empty."""
+    for path in sorted(folder.rglob("*"), reverse=True):  # what is in a folder comes before the folder
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif path.is_file() and unwanted(path):
+            path.unlink()
+
+
+def _replace(target: Path, new: Path) -> None:
+    old = target.with_name(f"{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_manifest(folder: Path, about: dict[str, Any]) -> None:
+    """Adds file hashes, versions and an id to `about`; what it has of these already stays, but for the hashes."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    if not files:
+        raise ValueError(f"{about['preset']}/{about['stage']}: the build wrote no file into {folder}")
+    entries = {f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+    packages = ("torch", "diffusers", "transformers", "safetensors")
+    manifest = {
+        "id": _hash(about | {"files": entries})[:16],
+        "config_sha256": _hash(about["config"]),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "stored_as": "built",
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest | about | {"files": entries}, indent=1) + "\n")
+
+
+def _copy_in_float16(source: Path, target: Path) -> None:
+    if source.suffix == ".safetensors":
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        tensors = {k: t.half() if t.is_floating_point() else t for k, t in load_file(source).items()}
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{source}: {name} has a value that float16 cannot hold")
+        save_file(tensors, target, metadata={"format": "pt"})
+    elif source.name == "config.json" and "model_type" in (config := json.loads(source.read_text())):
+        target.write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
+    else:
+        shutil.copyfile(source, target)
+
+
+def _upstream_id(folder: Path) -> tuple[str, str]:
+    """(stage, id) of an artifact; a folder that was not built here, such as the real SDXL, is "foreign"."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: expected the folder of an upstream artifact; build that stage first")
+    if not (Path(folder) / MANIFEST).exists():
+        return Path(folder).name, "foreign"
+    about = read_manifest(folder)
+    return about["stage"], about["id"]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    """SHA-256 of a file; it is read once per process as long as its size and time stay."""
+    key = (file, file.stat().st_size, file.stat().st_mtime_ns)
+    if key not in _digests:
+        with file.open("rb") as stream:
+            _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return _digests[key]
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """One process at a time, across processes; a killed one gives the lock back."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(f"{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{target.parent.name}/{target.name}: another process is building it, waiting for it")
+        lock.acquire()
+    try:
+        old = target.with_name(f"{target.name}.old")
+        if old.exists() and not target.exists():  # a crash between the two moves of `_replace`
+            old.rename(target)
+        yield
+    finally:
+        lock.release()
+
+
+def processes() -> Any:
+    """Accelerate's PartialState of this process and those launched with it."""
+    import torch
+    from accelerate.state import PartialState
+
+    # Left alone, PartialState takes the processes of a machine without GPU for strangers to each other.
+    cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu)
+
+
+def _tell(found: Path | None = None) -> Path | None:
+    """Waits for all processes of a launch, then gives them what the main process found."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return found
+    from accelerate.utils import broadcast_object_list
+
+    processes().wait_for_everyone()
+    return broadcast_object_list([found])[0]

@@ -1,0 +1,104 @@
+"""Training of the de-tokenizer (paper §3.1, App. B): visual embeddings in, a picture out.
+
+Stage 1: the resampler, and the keys and values of the text-to-image U-Net, learn to read the frozen ViT's embeddings
+where text used to be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seedx_lite.artifacts import ensure, project_path
+from seedx_lite.data.rendered import rendered
+from seedx_lite.models.detokenizer import SDXLAdapter, denoising_loss
+from seedx_lite.models.resamplers import ResamplerXLV2
+from seedx_lite.models.vit import VisionTransformerWithAttnPool, pool_embeddings
+from seedx_lite.presets import Preset
+from seedx_lite.training.foundations import encode_pictures, sdxl, sdxl_time_ids
+from seedx_lite.training.loop import train
+from seedx_lite.training.vit import normalise, vit
+
+
+@torch.no_grad()
+def embed_pictures(
+    tower: VisionTransformerWithAttnPool, pictures: np.ndarray, n: int | None = None, batch: int = 64
+) -> Tensor:
+    """Visual embeddings of uint8 pictures [K, H, W, 3], pooled to `n` if given: float16 [K, n, D] on the CPU."""
+    from tqdm.auto import tqdm
+
+    device, parts = tower.proj.device, []
+    starts = range(0, len(pictures), batch)
+    for start in tqdm(starts, desc="visual embeddings", disable=len(starts) < 20):
+        tokens = tower(normalise(pictures[start : start + batch]).to(device))  # [B, T, D]
+        parts.append((tokens if n is None else pool_embeddings(tokens, n)).half().cpu())
+    return torch.cat(parts)
+
+
+def new_adapter(preset: Preset, sdxl_folder: Path, full_ft: bool = False, n: int | None = None) -> SDXLAdapter:
+    """An untrained resampler on the U-Net of an SDXL folder; `n` visual embeddings instead of the preset's."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet", torch_dtype=torch.float32)
+    pooling = preset.vit.n_queries // (n or preset.n_embeddings)
+    return SDXLAdapter(unet, ResamplerXLV2(**preset.resampler_kwargs), full_ft=full_ft, vit_down=pooling)
+
+
+def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
+    """Trains resampler, keys and values on the narrow mix; returns the folder of the artifact.
+
+    In a tenth of the samples the embeddings are those of the zero picture, as guidance will ask for them.
+    """
+    config, size, n = preset.training.detokenizer, preset.image_size, preset.n_embeddings
+    vit_folder, sdxl_folder = vit(preset, seed=seed, runs=runs), sdxl(preset, seed=seed, runs=runs)
+
+    def build(folder: Path) -> None:
+        from diffusers import AutoencoderKL, DDIMScheduler
+
+        scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
+        autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32).eval()
+        tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
+        pictures = rendered("train", preset.data.train_scenes, "narrow", (size, size), project_path(runs) / "cache")
+        latents = encode_pictures(autoencoder, pictures) * autoencoder.config.scaling_factor
+        embeddings = embed_pictures(tower, pictures, n)
+        with torch.no_grad():
+            zero = pool_embeddings(tower.zero_embeddings(), n)  # [1, N, D]
+        torch.manual_seed(seed)
+        adapter = new_adapter(preset, sdxl_folder)
+
+        def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+            chosen = torch.randint(len(latents), (config.batch_size,), generator=generator)
+            return {
+                "latents": latents[chosen],
+                "image_embeds": embeddings[chosen].float(),
+                "time_ids": sdxl_time_ids(size).expand(len(chosen), -1),
+                "zero_embeds": zero,
+            }
+
+        def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
+            return denoising_loss(model, **batch, scheduler=scheduler, generator=generator), {}
+
+        record = train(adapter, batch_at, loss_of, config, folder, seed=seed, title="de-tokenizer, stage 1")
+        adapter.save_pretrained(folder)
+        record.save(folder / "training.json")
+
+    recipe = {
+        "resampler": preset.resampler_kwargs,
+        "n_embeddings": n,
+        "training": asdict(config),
+        "data": asdict(preset.data),
+    }
+    return ensure(
+        "detokenizer-stage1",
+        build,
+        preset=preset.name,
+        seed=seed,
+        config=recipe,
+        upstream=[vit_folder, sdxl_folder],
+        retrain=retrain,
+        runs=runs,
+    )
