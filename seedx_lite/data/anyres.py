@@ -1,7 +1,6 @@
 """Any image size (paper §3.2): cut a picture into squares of the encoder's size, and add the whole picture.
 
-Sizes are (width, height) in pixels. Official `src/data/any_res.py`: two rules each choose one of a few grids,
-and the smaller choice wins.
+Sizes are (width, height) in pixels. Official `src/data/any_res.py`: two rules each choose a grid, the smaller one wins.
 """
 
 from collections.abc import Sequence
@@ -9,11 +8,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from .pictures import MAX_PIXELS
+
 Size = tuple[int, int]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
+Centre = tuple[float, float]  # (x, y) in 0..1
 
 GRIDS = ("1x1", "1x2", "1x3", "2x1", "3x1", "1x4", "4x1", "2x2")  # squares across x squares down
-MAX_PIXELS = 64_000_000  # larger pictures are refused before they are resized
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Tiling:
 
     resolution: Size  # the picture is resized to this, its aspect ratio not kept
     boxes: tuple[Box, ...]  # in the resized picture, row by row
-    positions: tuple[tuple[float, float], ...]  # centres (x, y) in 0..1
+    positions: tuple[Centre, ...]
 
 
 def grid_resolutions(grids: Sequence[str] = GRIDS, base_resolution: int = 448) -> list[Size]:
@@ -64,15 +65,11 @@ def select_best_resolution_v2(size: Size, resolutions: Sequence[Size]) -> Size:
 
 
 def tile(size: Size, grids: Sequence[str] = GRIDS, base_resolution: int = 448) -> Tiling:
-    """Plan the cuts of a picture: rule 1, or rule 2 where that takes fewer pixels.
-
-    Raises ValueError for a picture without area or of more than MAX_PIXELS, and for bad grids.
-    """
+    """Plan the cuts of a picture: rule 1, or rule 2 where that takes fewer pixels. Raises ValueError for a picture
+    without area or of more than MAX_PIXELS, and for bad grids."""
     width, height = size
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise ValueError(
-            f"the picture is {width}×{height} pixels, expected 1 to {MAX_PIXELS:,} in all; shrink it first"
-        )
+        raise ValueError(f"the picture is {width}×{height} pixels, expected 1 to {MAX_PIXELS:,} in all; shrink it")
     resolutions = grid_resolutions(grids, base_resolution)
     first, second = select_best_resolution(size, resolutions), select_best_resolution_v2(size, resolutions)
     chosen = second if first[0] * first[1] > second[0] * second[1] else first
@@ -85,9 +82,7 @@ def patch_boxes(size: Size, side: int) -> tuple[Box, ...]:
     """Squares of `side` pixels that fill a picture, row by row. Raises ValueError where they do not fit."""
     width, height = size
     if side < 1 or width % side or height % side:
-        raise ValueError(
-            f"a {width}×{height} picture cannot be cut into squares of {side}; resize it to a multiple"
-        )
+        raise ValueError(f"a {width}×{height} picture cannot be cut into squares of {side}; resize it to a multiple")
     return tuple((x, y, x + side, y + side) for y in range(0, height, side) for x in range(0, width, side))
 
 
@@ -98,11 +93,9 @@ def divide_to_patches(image: Image.Image, side: int) -> list[Image.Image]:
 
 def process_anyres_image(
     image: Image.Image, grids: Sequence[str] = GRIDS, base_resolution: int = 448
-) -> tuple[list[Image.Image], tuple[tuple[float, float], ...]]:
-    """Squares of base_resolution row by row, then the whole picture at that size; and their positions.
-
-    Raises ValueError as `tile` does.
-    """
+) -> tuple[list[Image.Image], tuple[Centre, ...]]:
+    """Squares of base_resolution row by row, then the whole picture at that size; and their positions in 0..1.
+    Raises ValueError as `tile` does."""
     tiling = tile(image.size, grids, base_resolution)
     image = image.convert("RGB")
     patches = divide_to_patches(image.resize(tiling.resolution, Image.Resampling.BICUBIC), base_resolution)

@@ -42,11 +42,9 @@ class SDXLAdapter(nn.Module):
 
     Args:
         unet: of SDXL type; its cross-attention width is output1_dim + output2_dim of the resampler.
-        resampler: visual embeddings to conditioning.
         full_ft: train everything, not just the resampler and each `to_k`, `to_v` (self- and cross-attention).
         vit_down: run of consecutive vision tokens averaged to one embedding: N = T / vit_down.
-        official: as in the released code, `to_k` and `to_v` stay frozen, and `get_image_embeds` does not pool
-            when it starts from a picture.
+        official: as in the released code, keys and values stay frozen, and pictures are not pooled for inference.
     """
 
     always_trained: tuple[str, ...] = ("resampler.",)  # prefixes that are trained whatever `full_ft` is
@@ -71,19 +69,12 @@ class SDXLAdapter(nn.Module):
         return sorted(name for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def forward(
-        self,
-        noisy: Tensor,
-        timesteps: Tensor,
-        image_embeds: Tensor,
-        time_ids: Tensor,
-        target: Tensor | None = None,
+        self, noisy: Tensor, timesteps: Tensor, image_embeds: Tensor, time_ids: Tensor, target: Tensor | None = None
     ) -> Prediction:
-        """One step of the U-Net.
+        """One step of the U-Net on noisy latents [B, 4, h, w] (with condition image [B, 8, h, w]).
 
         Args:
-            noisy: latents [B, 4, h, w] (with condition image [B, 8, h, w]).
-            timesteps: [B] or scalar, int64.
-            image_embeds: [B, N, K].
+            timesteps, image_embeds: [B] or scalar, int64, and [B, N, K].
             time_ids: [B, 6]: original height, width, crop top, left, target height, width, in pixels.
             target: [B, 4, h, w], what should be predicted.
         """
@@ -98,9 +89,9 @@ class SDXLAdapter(nn.Module):
         """Conditioning and its negative, from pooled embeddings or from the vision encoder's tokens.
 
         Args:
-            zero_tokens: [1, T, K], the encoder's output for the zero picture, unpooled.
+            zero_tokens: [1, T, K], of the zero picture, unpooled.
             image_embeds: [B, N, K], already pooled (from the language model or a cache), or
-            image_tokens: [B, T, K], the encoder's output for real pictures, unpooled.
+            image_tokens: [B, T, K], of real pictures, unpooled.
 
         Raises ValueError unless exactly one of the two is given, and when `vit_down` does not divide T.
         """
@@ -113,9 +104,7 @@ class SDXLAdapter(nn.Module):
             negative = self.pool(zero_tokens)
         tokens, pooled = self.resampler(positive)
         negative_tokens, negative_pooled = self.resampler(negative)
-        return Conditioning(
-            tokens, negative_tokens.expand_as(tokens), pooled, negative_pooled.expand_as(pooled)
-        )
+        return Conditioning(tokens, negative_tokens.expand_as(tokens), pooled, negative_pooled.expand_as(pooled))
 
     def pool(self, tokens: Tensor) -> Tensor:
         """Tokens of the vision encoder [B, T, K] → visual embeddings [B, T / vit_down, K]."""
@@ -131,24 +120,25 @@ class SDXLAdapter(nn.Module):
     def from_pretrained(cls, folder: str | Path, sdxl: str | Path | UNet2DConditionModel) -> Self:
         """Read a folder of `save_pretrained` onto the U-Net it was trained from: float32, eval mode.
 
-        `sdxl` is the folder of an SDXL-type pipeline, or its U-Net, which is changed in place. Raises
-        FileNotFoundError or ValueError that names the file, the keys and what to do.
+        sdxl: the folder of an SDXL-type pipeline, or its U-Net, which is changed in place. Raises FileNotFoundError or
+        ValueError that names the file, the keys and what to do.
         """
         folder = Path(folder)
         config, tensors = read_folder(folder, cls.__name__)
+        if not isinstance(sdxl, UNet2DConditionModel):
+            base = Path(sdxl, "unet", "config.json")
+            if not base.is_file():
+                raise FileNotFoundError(f"{base} is missing; give the folder of an SDXL-type pipeline, or train one")
+            sdxl = UNet2DConditionModel.from_pretrained(sdxl, subfolder="unet", torch_dtype=torch.float32)
         resampler = build(ResamplerXLV2, config.pop("resampler", {}), folder)
-        unet = sdxl if isinstance(sdxl, UNet2DConditionModel) else _read_unet(Path(sdxl))
-        adapter = build(partial(cls, unet, resampler), config, folder)
+        adapter = build(partial(cls, sdxl, resampler), config, folder)
         load_tensors(adapter, tensors, folder, required=adapter.trained_names())
         return adapter.eval()
 
 
 class SDXLAdapterWithLatentImage(SDXLAdapter):
-    """`SDXLAdapter` that also sees a condition image: its latents follow the noisy ones, 8 channels in all.
-
-    To go on from the first stage: `SDXLAdapterWithLatentImage(first.unet, first.resampler, full_ft=True)`.
-    Pictures without condition image get zeros in its place.
-    """
+    """`SDXLAdapter` that also sees a condition image: its latents, zeros for none, follow the noisy ones, 8 channels in
+    all. After the first stage: `SDXLAdapterWithLatentImage(first.unet, first.resampler, full_ft=True)`."""
 
     always_trained = ("resampler.", "unet.conv_in.")
 
@@ -159,22 +149,16 @@ class SDXLAdapterWithLatentImage(SDXLAdapter):
 
     @staticmethod
     def condition_latents(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
-        """Condition images [B, 3, H, W] in −1..1 → [B, 4, h, w]: the mode, NOT times the scaling factor.
-
-        The noisy latents are multiplied by it; the released weights expect this difference.
-        """
+        """Condition images [B, 3, H, W] in −1..1 → [B, 4, h, w]: the mode, NOT times the scaling factor, though the
+        noisy latents are; the released weights expect this difference."""
         return vae.encode(pixels).latent_dist.mode()
 
 
 def widen_conv_in(unet: UNet2DConditionModel) -> None:
-    """Double the input channels of a U-Net, in place, without changing what it computes.
-
-    The new weights are zero. The bias is carried over, which the official code forgets.
-    """
+    """Double the input channels of a U-Net, in place, without changing what it computes: the new weights are zero,
+    and the bias is carried over, which the official code forgets."""
     old = unet.conv_in
-    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding).to(
-        old.weight
-    )
+    new = nn.Conv2d(2 * old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding).to(old.weight)
     with torch.no_grad():
         new.weight.zero_()[:, : old.in_channels] = old.weight
         new.bias.copy_(old.bias)
@@ -207,12 +191,10 @@ def denoising_loss(
     Args:
         adapter: an `SDXLAdapter`, also one wrapped for distributed training.
         latents: [B, 4, h, w], multiplied by the VAE's scaling factor.
-        image_embeds: [B, N, K], pooled.
-        time_ids: [B, 6].
+        image_embeds, time_ids: [B, N, K], pooled, and [B, 6].
         scheduler: with `add_noise` and `get_velocity`, such as DDPMScheduler.
         generator: of all random draws.
-        zero_embeds: [1, N, K], pooled embeddings of the zero picture; they replace those of a share `drop` of
-            the batch, for guidance. None for no replacement.
+        zero_embeds: [1, N, K], pooled, of the zero picture; they replace a share `drop` of the batch, for guidance.
         condition: [B, 4, h, w], latents of condition images (zeros where there is none).
 
     Raises ValueError for another prediction type, and where zero_embeds and image_embeds differ in N or K.
@@ -225,9 +207,7 @@ def denoising_loss(
     if zero_embeds is not None:
         if zero_embeds.shape[1:] != image_embeds.shape[1:]:
             shapes = [list(e.shape[1:]) for e in (zero_embeds, image_embeds)]
-            raise ValueError(
-                f"zero_embeds are {shapes[0]} and image_embeds {shapes[1]}; pool both to the same N"
-            )
+            raise ValueError(f"zero_embeds are {shapes[0]} and image_embeds {shapes[1]}; pool both to the same N")
         dropped = torch.rand(batch, generator=generator, device=source).to(device) < drop
         image_embeds = torch.where(dropped[:, None, None], zero_embeds, image_embeds)
     noisy = scheduler.add_noise(latents, noise, timesteps)
@@ -235,12 +215,3 @@ def denoising_loss(
         noisy = torch.cat([noisy, condition], dim=1)  # [B, 8, h, w]
     target = noise_target(scheduler, latents, noise, timesteps)
     return adapter(noisy, timesteps, image_embeds, time_ids, target).loss
-
-
-def _read_unet(sdxl: Path) -> UNet2DConditionModel:
-    config = sdxl / "unet" / "config.json"
-    if not config.is_file():
-        raise FileNotFoundError(
-            f"{config} is missing; give the folder of an SDXL-type pipeline, or train it first"
-        )
-    return UNet2DConditionModel.from_pretrained(sdxl, subfolder="unet", torch_dtype=torch.float32)

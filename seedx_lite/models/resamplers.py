@@ -16,7 +16,7 @@ from seedx_lite.models.weights import arguments
 
 
 def sincos_table(grid_size: int, dim: int) -> Tensor:
-    """Fixed 2-d sine-cosine positions of a square grid, row by row: [grid_size², dim].
+    """Fixed 2-d sine-cosine positions of a square grid, row by row: [grid_size², dim], `dim` in fours.
 
     The first half of the channels holds the column, the second the row; each half is sines, then cosines.
     """
@@ -29,15 +29,11 @@ def sincos_table(grid_size: int, dim: int) -> Tensor:
 
 
 def resize_table(table: Tensor, count: int) -> Tensor:
-    """A table of positions [G², D] on the square grid of `count` tokens: [count, D], bicubic, in float32.
-
-    Raises ValueError when `count` is no square number.
-    """
+    """A table of positions [G², D] on the square grid of `count` tokens: [count, D], bicubic, in float32. Raises
+    ValueError when `count` is no square number."""
     source, target = math.isqrt(len(table)), math.isqrt(count)
     if target**2 != count:
-        raise ValueError(
-            f"got {count} tokens, expected a square number of them (positions lie on a square grid)"
-        )
+        raise ValueError(f"got {count} tokens, expected a square number of them (positions lie on a square grid)")
     if source == target:
         return table
     grid = table.float().unflatten(0, (source, source)).permute(2, 0, 1)[None]  # [1, D, G, G]
@@ -54,13 +50,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 class Resampler(nn.Module):
     """One cross-attention layer with grid_size² learned queries: [B, L, K] → [B, grid_size², D].
 
-    Paper §3.3; official `src/models/tokenizer/qwen_visual.py`. L is any square number: keys get the table of
-    positions, resized to the grid of the incoming tokens, and values get none.
+    Paper §3.3; official `src/models/tokenizer/qwen_visual.py`. L is any square number (ValueError for another): keys
+    get the table of positions, resized to the grid of the incoming tokens, and values get none.
 
     Args:
-        grid_size: side of the square of queries.
-        embed_dim: D, in fours.
-        num_heads: H, divides D.
+        embed_dim, num_heads: D, a multiple of 4 and of H.
         kv_dim: K where it differs from D.
         eps: of both LayerNorms (1e-6 inside the vision encoder).
     """
@@ -79,16 +73,11 @@ class Resampler(nn.Module):
         self.ln_kv = nn.LayerNorm(embed_dim, eps=eps)
 
     def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """x [B, L, K] → [B, Q, D]; with `return_attention` also the weights [B, H, Q, L].
-
-        Raises ValueError when L is no square number.
-        """
+        """x [B, L, K] → [B, Q, D]; with `return_attention` also the weights [B, H, Q, L]."""
         value = self.ln_kv(self.kv_proj(x))  # [B, L, D]
         key = value + resize_table(self.pos_embed, x.shape[1])
         query = (self.ln_q(self.query) + self.pos_embed).expand(len(x), -1, -1)  # [B, Q, D]
-        out, weights = self.attn(
-            query, key, value, need_weights=return_attention, average_attn_weights=False
-        )  # [B, Q, D]
+        out, weights = self.attn(query, key, value, need_weights=return_attention, average_attn_weights=False)
         return (out, weights) if return_attention else out
 
 
@@ -143,9 +132,7 @@ class ResamplerXLV2(nn.Module):
     their order is invisible to it.
 
     Args:
-        dim, depth, dim_head, heads, ff_mult: sizes of the layers.
-        num_queries: Q, the number of tokens that the U-Net reads, whatever L is.
-        embedding_dim: K.
+        num_queries, embedding_dim: Q, the number of tokens that the U-Net reads, whatever L is; and K.
         output1_dim, output2_dim: widths of the two text encoders whose place is taken.
         normalize: scale each incoming token to length 1 (off in every released configuration).
         official: as in the released code, `normalize` scales each channel over the tokens instead.

@@ -20,18 +20,13 @@ from seedx_lite.models.weights import arguments, build, load_tensors, read_folde
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-POSITIONS = (
-    256  # rows of the table of positions (16×16), whatever the image size: part of the checkpoint format
-)
+POSITIONS = 256  # rows of the table of positions (16×16), whatever the image size: part of the checkpoint format
 EPS = 1e-6  # of every LayerNorm in this file
 
 
 def preprocess(images: Sequence[Image.Image], image_size: int) -> Tensor:
-    """Pictures of any size as the encoder reads them: [B, 3, S, S] float32, normalised as for CLIP.
-
-    Order as in the official transform: bicubic resize to a square (aspect ratio not kept), to 0..1, mean and
-    deviation. Raises ValueError for an empty list.
-    """
+    """Pictures as the encoder reads them: bicubic resize to a square (aspect ratio not kept), to 0..1, CLIP's mean and
+    deviation, in the official order: [B, 3, S, S] float32. Raises ValueError for an empty list."""
     if not images:
         raise ValueError("no images given, expected at least one")
     resized = [i.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC) for i in images]
@@ -48,9 +43,7 @@ def pool_embeddings(embeddings: Tensor, n: int) -> Tensor:
     tokens = embeddings.shape[1]
     if n < 1 or tokens % n:
         divisors = [d for d in range(1, tokens + 1) if tokens % d == 0]
-        raise ValueError(
-            f"cannot pool {tokens} visual embeddings to {n}; choose a divisor of {tokens}: {divisors}"
-        )
+        raise ValueError(f"cannot pool {tokens} visual embeddings to {n}; choose a divisor of {tokens}: {divisors}")
     return embeddings.unflatten(1, (n, tokens // n)).mean(dim=2)
 
 
@@ -65,9 +58,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, L, W] → [B, L, W]."""
-        q, k, v = (
-            self.in_proj(x).unflatten(2, (self.heads, -1)).transpose(1, 2).chunk(3, dim=3)
-        )  # [B, H, L, W/H]
+        q, k, v = self.in_proj(x).unflatten(2, (self.heads, -1)).transpose(1, 2).chunk(3, dim=3)  # [B, H, L, W/H]
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -79,11 +70,7 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width, eps=EPS)
         self.ln_2 = nn.LayerNorm(width, eps=EPS)
         self.attn = Attention(width, heads)
-        layers = [
-            ("c_fc", nn.Linear(width, hidden)),
-            ("gelu", nn.GELU()),
-            ("c_proj", nn.Linear(hidden, width)),
-        ]
+        layers = [("c_fc", nn.Linear(width, hidden)), ("gelu", nn.GELU()), ("c_proj", nn.Linear(hidden, width))]
         self.mlp = nn.Sequential(OrderedDict(layers))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,9 +86,7 @@ class VisionTransformerWithAttnPool(nn.Module):
 
     Args:
         image_size: S that `preprocess` makes; the forward pass takes any square multiple of `patch_size`.
-        patch_size, width, layers, heads, mlp_ratio: the transformer.
-        n_queries: T, a square number.
-        output_dim: D.
+        n_queries, output_dim: T, a square number, and D.
         pool_heads: heads of the attention pool; default output_dim // 128, as in the official code.
     """
 
@@ -122,10 +107,9 @@ class VisionTransformerWithAttnPool(nn.Module):
         pool_heads = output_dim // 128 if pool_heads is None else pool_heads
         grid = math.isqrt(n_queries)
         if grid**2 != n_queries or image_size % patch_size or width % heads or not pool_heads:
-            raise ValueError(
-                f"cannot build a vision encoder of {config}: n_queries has to be a square number, image_size "
-                "a multiple of patch_size, width one of heads; below output_dim 128 pool_heads has to be set"
-            )
+            wanted = "n_queries has to be a square number, image_size a multiple of patch_size, width one of heads"
+            few = "below output_dim 128 pool_heads has to be set"
+            raise ValueError(f"cannot build a vision encoder of {config}: {wanted}; {few}")
         self.config = config | {"pool_heads": pool_heads}
         self.image_size, self.patch_size = image_size, patch_size
         self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
@@ -144,10 +128,8 @@ class VisionTransformerWithAttnPool(nn.Module):
         """
         height, width = images.shape[-2:]
         if height != width or height % self.patch_size:
-            raise ValueError(
-                f"images are {width}×{height} (width×height), expected square ones with a multiple of "
-                f"{self.patch_size} pixels; use `preprocess`"
-            )
+            wanted = f"expected square ones with a multiple of {self.patch_size} pixels; use `preprocess`"
+            raise ValueError(f"images are {width}×{height} (width×height), {wanted}")
         x = self.conv1(images).flatten(2).transpose(1, 2)  # [B, L, W]
         return self.transformer(self.ln_pre(x + resize_table(self.positional_embedding, x.shape[1])))
 
@@ -169,10 +151,7 @@ class VisionTransformerWithAttnPool(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read a folder of `save_pretrained`: float32, eval mode.
-
-        Raises FileNotFoundError or ValueError that names the file, the keys and what to do.
-        """
+        """Read a folder of `save_pretrained`: float32, eval mode. Raises FileNotFoundError or ValueError."""
         folder = Path(folder)
         config, tensors = read_folder(folder, cls.__name__)
         model = build(cls, config, folder)

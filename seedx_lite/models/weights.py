@@ -32,10 +32,8 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tens
     """
     for file in (CONFIG, WEIGHTS):
         if not (folder / file).is_file():
-            raise FileNotFoundError(
-                f"{folder / file} is missing; expected a folder written by {name}.save_pretrained. "
-                "Check the path, or train this stage again."
-            )
+            wanted = f"expected a folder written by {name}.save_pretrained. Check the path, or train this stage again."
+            raise FileNotFoundError(f"{folder / file} is missing; {wanted}")
     try:
         config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
         found = config.pop("_class_name", None)
@@ -55,10 +53,7 @@ def build(make: Callable, config: Mapping[str, Any], source: Path) -> Any:
 
 
 def load_tensors(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    source: str | Path,
-    required: Collection[str] | None = None,
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, required: Collection[str] | None = None
 ) -> None:
     """Copy `tensors` into `module`, in the module's own dtype, after checking every name and shape.
 
@@ -66,20 +61,15 @@ def load_tensors(
     and keep their value. Raises ValueError that lists the keys that do not fit and says what to do.
     """
     own = module.state_dict()
-    shared = own.keys() & tensors.keys()
-    wrong = {
-        "missing": (own.keys() if required is None else set(required)) - tensors.keys(),
-        "unexpected": tensors.keys() - own.keys(),
-        "of another shape": {
-            f"{key} {list(tensors[key].shape)} instead of {list(own[key].shape)}"
-            for key in shared
-            if tensors[key].shape != own[key].shape
-        },
+    missing = (own.keys() if required is None else set(required)) - tensors.keys()
+    reshaped = {
+        f"{key} {list(tensors[key].shape)} instead of {list(own[key].shape)}"
+        for key in own.keys() & tensors.keys()
+        if tensors[key].shape != own[key].shape
     }
+    wrong = {"missing": missing, "unexpected": tensors.keys() - own.keys(), "of another shape": reshaped}
     if any(wrong.values()):
-        lists = [
-            f"{what}: {', '.join(sorted(k)[:6])}" + ", …" * (len(k) > 6) for what, k in wrong.items() if k
-        ]
+        lists = [f"{what}: {', '.join(sorted(k)[:6])}" + ", …" * (len(k) > 6) for what, k in wrong.items() if k]
         raise ValueError(
             f"{source} does not fit {type(module).__name__}. Keys {'; '.join(lists)}. "
             "Load it with the configuration and base model it was trained with, or train this stage again."

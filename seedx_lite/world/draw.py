@@ -126,6 +126,7 @@ class _TruthMaps:
         owned = np.full(masks.shape[1:], -1, dtype=np.int8)
         for index in range(count):
             owned[masks[index]] = index
+        masks = owned == np.arange(count)[:, None, None]  # of two things with half a pixel each, one has it
         parts = self._shrink([part == 1 + index for index in range(len(PARTS))])
         return Truth(self.boxes, masks, np.asarray(visible), parts, owned, tuple(self.joints))
 

@@ -4,42 +4,14 @@ An edit changes the `Scene`, not the picture, so the target is exact: same style
 Source and target belong to one split, so no held-out combination and no content of another split slips in.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .language import (
-    EDIT_TEMPLATES,
-    GROUND_NAMES,
-    PLACE_PHRASES,
-    VERBS,
-    Choices,
-    is_place_clear,
-    noun_phrase,
-    refer,
-    with_article,
-)
-from .scene import (
-    COLOURS,
-    GROUNDS,
-    KINDS,
-    MIXES,
-    PERSON_SHAPE,
-    PLACES,
-    POSES,
-    SEED_RANGES,
-    SKIES,
-    SMALLEST_PERSON,
-    Scene,
-    Thing,
-    is_clear,
-    most_things,
-    sample_scene,
-    sample_thing,
-    split_of,
-)
+from . import language
+from . import scene as world
+from .language import EDIT_TEMPLATES, PLACE_PHRASES, Choices, is_place_clear, noun_phrase, refer, with_article
+from .scene import Scene, Thing, is_clear, most_things, sample_scene, sample_thing, split_of
 
 EDITS = ("recolour", "remove", "add", "replace", "move", "pose", "sky", "ground")
 _NEEDS_ROOM = ("remove", "add")  # for a second thing
@@ -62,11 +34,7 @@ class Edit:
 
 
 def sample_edit(
-    index: int,
-    split: str = "train",
-    mix: str = "narrow",
-    size: tuple[int, int] = (64, 64),
-    kind: str | None = None,
+    index: int, split: str = "train", mix: str = "narrow", size: tuple[int, int] = (64, 64), kind: str | None = None
 ) -> Edit:
     """Edit number `index` of a split: always the same for the same arguments; arguments as in `sample_scene`.
 
@@ -77,9 +45,8 @@ def sample_edit(
     if kind is not None and kind not in possible:
         raise ValueError(f"sample_edit: one of {', '.join(possible)} expected for {size[0]}x{size[1]} px, got {kind!r}")
     source = sample_scene(index, split, mix, size)  # first of all: it checks the arguments
-    start, stop = SEED_RANGES[split]
-    rng = np.random.default_rng([start + index, MIXES.index(mix), 1])
-    choose = Choices(rng)
+    start, stop = world.SEED_RANGES[split]
+    choose = Choices(np.random.default_rng([start + index, world.MIXES.index(mix), 1]))
     kind = kind or choose.pick(possible)  # drawn once: retries must not favour the easy kinds
     while True:
         for _ in range(_TRIES):
@@ -91,22 +58,20 @@ def sample_edit(
 
 
 def _edit(
-    kind: str,
-    source: Scene,
-    choose: Choices,
-    before: Thing | None,
-    after: Thing | None,
-    template: str | None = None,
-    **words: str,
+    templates: str, source: Scene, choose: Choices, before: Thing | None, after: Thing | None, **words: str
 ) -> Edit | None:
-    """One thing changed, removed (no `after`) or added (no `before`); None if `before` cannot be named."""
+    """One thing changed, removed (no `after`) or added (no `before`); None if `before` cannot be named.
+
+    templates: a key of `EDIT_TEMPLATES`, whose first word is the kind of edit.
+    """
     name = refer(source, before) if before else ""
     if name is None:
         return None
-    things = [after if thing is before else thing for thing in (*source.things, *([] if before else [None]))]
+    things = [after if thing is before else thing for thing in source.things] + [after] * (before is None)
     target = replace(source, things=tuple(thing for thing in things if thing))
-    instruction = choose.pick(EDIT_TEMPLATES[template or kind]).format(thing=name, **words)
-    return Edit(kind, source, target, instruction, tuple(source.box(thing) for thing in (before, after) if thing))
+    instruction = choose.pick(EDIT_TEMPLATES[templates]).format(thing=name, **words)
+    changed = tuple(source.box(thing) for thing in (before, after) if thing)
+    return Edit(templates.split()[0], source, target, instruction, changed)
 
 
 def _other(choose: Choices, options: tuple[str, ...], old: str) -> str:
@@ -115,25 +80,26 @@ def _other(choose: Choices, options: tuple[str, ...], old: str) -> str:
 
 def _recolour(source: Scene, choose: Choices) -> Edit | None:
     old = choose.pick(source.things)
-    colour = _other(choose, COLOURS, old.colour)
-    template = "recolour person" if old.pose else "recolour"
+    colour = _other(choose, world.COLOURS, old.colour)
+    templates = "recolour person" if old.pose else "recolour"
     words = {"colour": colour, "shirt": with_article(colour) + " shirt"}
-    return _edit("recolour", source, choose, old, replace(old, colour=colour), template, **words)
+    return _edit(templates, source, choose, old, replace(old, colour=colour), **words)
 
 
 def _remove(source: Scene, choose: Choices) -> Edit | None:
-    enough = len(source.things) > 1  # an empty scene is none
-    return _edit("remove", source, choose, choose.pick(source.things), None) if enough else None
+    if len(source.things) == 1:
+        return None  # an empty scene is none
+    return _edit("remove", source, choose, choose.pick(source.things), None)
 
 
 def _new_thing(source: Scene, choose: Choices, kinds: tuple[str, ...], count: int) -> Thing:
-    kind, colour = choose.pick(kinds), choose.pick(COLOURS)
+    kind, colour = choose.pick(kinds), choose.pick(world.COLOURS)
     return sample_thing(choose.rng, kind, colour, source, zoom=1.0, count=count)
 
 
 def _add(source: Scene, choose: Choices) -> Edit | None:
     count = len(source.things) + 1
-    new = _new_thing(source, choose, KINDS, count)
+    new = _new_thing(source, choose, world.KINDS, count)
     if count > most_things(source.width, source.height) or not is_place_clear(new):
         return None
     words = {"new": noun_phrase(new, ("pose", "colour")), "place": PLACE_PHRASES[new.place]}
@@ -143,17 +109,16 @@ def _add(source: Scene, choose: Choices) -> Edit | None:
 
 def _replace(source: Scene, choose: Choices) -> Edit | None:
     old = choose.pick(source.things)
-    kinds = tuple(kind for kind in KINDS if kind != old.kind)
+    kinds = tuple(kind for kind in world.KINDS if kind != old.kind)
     new = replace(_new_thing(source, choose, kinds, len(source.things)), x=old.x, y=old.y)
     return _edit("replace", source, choose, old, new, new=noun_phrase(new, ("pose", "colour")))
 
 
 def _move(source: Scene, choose: Choices) -> Edit | None:
     old = choose.pick(source.things)
-    third = PLACES.index(_other(choose, PLACES, old.place))
+    third = world.PLACES.index(_other(choose, world.PLACES, old.place))
     new = replace(old, x=round((third + float(choose.rng.uniform(0.15, 0.85))) / 3, 3))
-    words = {"place": PLACE_PHRASES[new.place], "place_name": new.place}
-    return _edit("move", source, choose, old, new, **words)
+    return _edit("move", source, choose, old, new, place=PLACE_PHRASES[new.place], place_name=new.place)
 
 
 def _pose(source: Scene, choose: Choices) -> Edit | None:
@@ -161,21 +126,22 @@ def _pose(source: Scene, choose: Choices) -> Edit | None:
     if not people:
         return None
     old = choose.pick(people)
-    pose = _other(choose, POSES, old.pose)
-    size = max(SMALLEST_PERSON, round(old.size * PERSON_SHAPE[pose][0] / PERSON_SHAPE[old.pose][0], 3))
-    return _edit("pose", source, choose, old, replace(old, pose=pose, size=size), verb=VERBS[pose][0])
+    pose = _other(choose, world.POSES, old.pose)
+    height, old_height = world.PERSON_SHAPE[pose][0], world.PERSON_SHAPE[old.pose][0]
+    size = max(world.SMALLEST_PERSON, round(old.size * height / old_height, 3))
+    return _edit("pose", source, choose, old, replace(old, pose=pose, size=size), verb=language.VERBS[pose][0])
 
 
 def _sky(source: Scene, choose: Choices) -> Edit:
-    target = replace(source, sky=_other(choose, SKIES, source.sky))
+    target = replace(source, sky=_other(choose, world.SKIES, source.sky))
     instruction = choose.pick(EDIT_TEMPLATES["sky"]).format(sky=target.sky)
     return Edit("sky", source, target, instruction, ((0.0, 0.0, 1.0, 1.0),))
 
 
 def _ground(source: Scene, choose: Choices) -> Edit:
-    target = replace(source, ground=_other(choose, GROUNDS, source.ground))
-    words = {"ground": GROUND_NAMES[target.ground], "old_ground": source.ground}
-    instruction = choose.pick(EDIT_TEMPLATES["ground"]).format(**words)
+    target = replace(source, ground=_other(choose, world.GROUNDS, source.ground))
+    ground = language.GROUND_NAMES[target.ground]
+    instruction = choose.pick(EDIT_TEMPLATES["ground"]).format(ground=ground, old_ground=source.ground)
     return Edit("ground", source, target, instruction, ((0.0, source.horizon, 1.0, 1.0),))
 
 

@@ -1,15 +1,13 @@
 """What can be said about a scene: captions and descriptions with boxes, and how to read them back.
 
-Every sentence is a function of a `Scene` and a generator, in a grammar small for word-level tokenizers
-(`vocabulary`, `words`). All text is lower case. Boxes are written as in SEED-X, with 224 location tokens:
+Every sentence is a function of a `Scene` and a generator, in a grammar small for word-level tokenizers (`vocabulary`,
+`words`). All text is lower case. Boxes are written as in SEED-X, with 224 location tokens:
 `<box_start><loc-xc><loc-yc><loc-w><loc-h><box_end>` (official file: src/inference/eval_img2text_seed_x.py).
 """
 
-from __future__ import annotations
-
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations, permutations
 
@@ -71,38 +69,21 @@ def vocabulary() -> tuple[str, ...]:
 
 
 class Choices:
-    """The only source of randomness of the grammar: uniform picks among distinct options.
-
-    `log_probability` is that of the picks made so far (natural logarithm), so that a model's cross-entropy
-    can be held against the entropy of the language. Without a generator the first option is picked.
-    """
+    """The only source of randomness of the grammar: uniform picks among distinct options, by a generator or seed, or
+    always the first option."""
 
     def __init__(self, rng: np.random.Generator | int | None):
         self.rng = None if rng is None else np.random.default_rng(rng)
-        self.log_probability = 0.0
-
-    @classmethod
-    def of(cls, rng: Rng) -> Choices:
-        """The argument itself if it already is one, else choices by this generator or seed."""
-        return rng if isinstance(rng, cls) else cls(rng)
 
     def pick(self, options: Iterable):
         distinct = tuple(dict.fromkeys(options))
-        self.log_probability -= math.log(len(distinct))
         return distinct[0 if self.rng is None else int(self.rng.integers(len(distinct)))]
 
 
-Rng = Choices | np.random.Generator | int
+Rng = np.random.Generator | int | None
 
 
-def with_log_probability(write: Callable[[Scene, Choices], str], scene: Scene, rng) -> tuple[str, float]:
-    """A sentence and the log-probability of the choices that led to it: exact for `full_caption` and
-    `one_thing_caption`, a lower bound for the others, where two ways may lead to one sentence."""
-    choose = Choices(rng)
-    return write(scene, choose), choose.log_probability
-
-
-def noun_phrase(thing: Thing, said: Sequence[str] = ("colour",), article: str = "a") -> str:
+def noun_phrase(thing: Thing, said: Collection[str] = ("colour",), article: str = "a") -> str:
     """`a waving person in a red shirt on the left`: a thing with what is `said` of pose, colour and place."""
     person = thing.kind == "person"
     front = [thing.pose] if person and "pose" in said else []
@@ -123,15 +104,13 @@ def refer(scene: Scene, thing: Thing, avoid: Sequence[str] = ()) -> str | None:
 
     avoid: what the phrase must not give away, any of `colour`, `place`, `pose`.
     """
+    avoid = avoid if is_place_clear(thing) else (*avoid, "place")
     allowed = [name for name in ("colour", "place", "pose") if name not in avoid]
-    if not is_place_clear(thing):
-        allowed = [name for name in allowed if name != "place"]
 
     def fits(other: Thing, said: Sequence[str]) -> bool:
-        near = abs(other.x - thing.x) < CLEAR_STEP
-        return other.kind == thing.kind and all(
-            getattr(other, name) == getattr(thing, name) or (name == "place" and near) for name in said
-        )
+        agrees = {name: getattr(other, name) == getattr(thing, name) for name in ("kind", *said)}
+        agrees["place"] = agrees.get("place", True) or abs(other.x - thing.x) < CLEAR_STEP
+        return all(agrees.values())
 
     for said in chain.from_iterable(combinations(allowed, n) for n in range(len(allowed) + 1)):
         if sum(fits(other, said) for other in scene.things) == 1:
@@ -160,42 +139,35 @@ def full_caption(scene: Scene, rng: Rng) -> str:
 
     Under 40 words for three things. Those of one third stay in reading order, for `read_caption`.
     """
-    choose = Choices.of(rng)
+    choose = Choices(rng)
     order = choose.pick(permutations(dict.fromkeys(thing.place for thing in scene.from_left)))
     form = choose.pick(_VERB_FORMS) if any(thing.pose for thing in scene.things) else ""
-    wording = choose.pick(("{thing}{verb} {place}", "{place} {thing}{verb}"))
-    things = [
-        wording.format(thing=noun_phrase(thing), verb=_verb(thing, form), place=PLACE_PHRASES[thing.place])
-        for thing in sorted(scene.from_left, key=lambda thing: order.index(thing.place))
-    ]
+    wording = choose.pick(("{thing} {place}", "{place} {thing}"))
+    row = sorted(scene.from_left, key=lambda thing: order.index(thing.place))
+    named = [wording.format(thing=noun_phrase(t) + _verb(t, form), place=PLACE_PHRASES[t.place]) for t in row]
     ground, sky = f"on {GROUND_NAMES[scene.ground]}", SKY_PHRASES[scene.sky]
-    background = choose.pick((f"{ground} {sky}", f"{sky} {ground}"))
-    return choose.pick(("{things}, {background}", "{background}, {things}")).format(
-        things=_listed(things), background=background
-    )
+    background, things = choose.pick((f"{ground} {sky}", f"{sky} {ground}")), _listed(named)
+    return choose.pick((f"{things}, {background}", f"{background}, {things}"))
 
 
 def canonical_caption(scene: Scene) -> str:
     """The full caption in its first wording: from left to right, then ground and sky."""
-    return full_caption(scene, Choices(None))
+    return full_caption(scene, None)
 
 
 def partial_caption(scene: Scene, rng: Rng) -> str:
-    """Leaves something open: some neighbours of the scene, without some of colour, pose, place, sky, ground.
-
-    Two things may stand `beside` or `to the left of` each other.
-    """
-    choose = Choices.of(rng)
+    """Leaves something open: some neighbours of the scene, without some of colour, pose, place, sky, ground. Two things
+    may stand `beside` or `to the left of` each other."""
+    choose = Choices(rng)
     row = scene.from_left
     count = choose.pick(range(len(row), 0, -1))
     start = choose.pick(range(len(row) - count + 1))
     shown = row[start : start + count]
-    topics = ["colour", "ground", "sky", "place", *(["pose"] if any(thing.pose for thing in shown) else [])]
+    topics = ["colour", "ground", "sky", "place"] + ["pose"] * any(thing.pose for thing in shown)
     said = choose.pick(chain.from_iterable(combinations(topics, n) for n in reversed(range(len(topics)))))
     form = choose.pick(_VERB_FORMS) if "pose" in said else ""
-    said_of_it = [name for name in said if name == "colour"]
     where = {place: f" {phrase}" for place, phrase in PLACE_PHRASES.items() if "place" in said}
-    things = [noun_phrase(t, said_of_it) + _verb(t, form) + where.get(t.place, "") for t in shown]
+    things = [noun_phrase(t, {"colour"} & {*said}) + _verb(t, form) + where.get(t.place, "") for t in shown]
     text = _listed(things)
     if count == 2 and "place" not in said:
         relations = ["{0} beside {1}", "{1} beside {0}", "{0} and {1}"]
@@ -209,9 +181,8 @@ def partial_caption(scene: Scene, rng: Rng) -> str:
 
 def one_thing_caption(scene: Scene, rng: Rng) -> str:
     """One thing with colour and pose, nothing on where it stands or what else there is."""
-    return Choices.of(rng).pick(
-        noun_phrase(thing) + _verb(thing, form) for thing in scene.from_left for form in _VERB_FORMS
-    )
+    options = (noun_phrase(thing) + _verb(thing, form) for thing in scene.from_left for form in _VERB_FORMS)
+    return Choices(rng).pick(options)
 
 
 DETAILS = {"full": full_caption, "partial": partial_caption, "one_thing": one_thing_caption}
@@ -242,27 +213,27 @@ def _any(options: Iterable[str]) -> str:
     return f"({'|'.join(options)})"
 
 
+def _inverse(phrases: dict[str, str]) -> dict[str, str]:
+    return {phrase: name for name, phrase in phrases.items()}
+
+
+_PLACE_OF, _GROUND_OF, _SKY_OF = map(_inverse, (PLACE_PHRASES, GROUND_NAMES, SKY_PHRASES))
 _POSE_OF = {form: pose for pose, (_, verb) in VERBS.items() for form in (pose, verb)}
 _THING = re.compile(
-    rf"(?:{_any(PLACE_PHRASES.values())} )?an? (?:{_any(COLOURS)} )?{_any(KINDS)}"
-    rf"(?: in an? {_any(COLOURS)} shirt)?(?: (?:is )?{_any(_POSE_OF)})?"
-    rf"(?: {_any(PLACE_PHRASES.values())})?"
+    rf"(?:{_any(_PLACE_OF)} )?an? (?:{_any(COLOURS)} )?{_any(KINDS)}"
+    rf"(?: in an? {_any(COLOURS)} shirt)?(?: (?:is )?{_any(_POSE_OF)})?(?: {_any(_PLACE_OF)})?"
 )
-_GROUND = re.compile(rf"on {_any(GROUND_NAMES.values())}")
-_SKY = re.compile(_any(SKY_PHRASES.values()))
+_GROUND = re.compile(rf"on {_any(_GROUND_OF)}")
+_SKY = re.compile(_any(_SKY_OF))
 
 
 def read_caption(text: str) -> Statement:
-    """The statement behind any caption of this grammar; relations such as `beside` are passed over.
-
-    Raises ValueError naming the words that it cannot read.
-    """
+    """The statement behind any caption of this grammar; relations such as `beside` are passed over. Raises ValueError
+    naming the words that it cannot read."""
     things = []
     for before, colour, kind, shirt, verb, after in _THING.findall(text):
         pose = _POSE_OF.get(verb) if kind == "person" else ""
-        things.append((before or after or None, kind, colour or shirt or None, pose))
-    named = {phrase: place for place, phrase in PLACE_PHRASES.items()}
-    things = [(named.get(place), *rest) for place, *rest in things]
+        things.append((_PLACE_OF.get(before or after), kind, colour or shirt or None, pose))
     if all(place for place, *_ in things):
         things.sort(key=lambda thing: PLACES.index(thing[0]))
     left = _THING.sub(" ", text)
@@ -270,16 +241,14 @@ def read_caption(text: str) -> Statement:
     left = re.sub(r"\b(beside|to the (left|right) of|and)\b|,", " ", _SKY.sub(" ", _GROUND.sub(" ", left))).split()
     if left or not things or len(grounds) > 1 or len(skies) > 1:
         raise ValueError(f"not a caption of this world: {text!r}; not understood: {' '.join(left) or 'the whole'}")
-    ground = next((name for name, phrase in GROUND_NAMES.items() if [phrase] == grounds), None)
-    sky = next((name for name, phrase in SKY_PHRASES.items() if [phrase] == skies), None)
-    return Statement(sky, ground, tuple(things))
+    return Statement(_SKY_OF.get("".join(skies)), _GROUND_OF.get("".join(grounds)), tuple(things))
 
 
 def box_to_tokens(box: Sequence[float]) -> str:
     """A box (left, top, right, bottom as fractions) as `<box_start>…<box_end>`, cut at the frame.
 
-    Centre, width and height are rounded to 1/224; 1 itself becomes 223/224, the last token. Raises ValueError
-    for an empty or infinite box, or one outside the picture.
+    Centre, width and height are rounded to 1/224; 1 itself becomes 223/224, the last token. Raises ValueError for an
+    empty or infinite box, or one outside the picture.
     """
     if len(box) != 4 or not all(math.isfinite(side) for side in box):
         raise ValueError(f"box_to_tokens: left, top, right, bottom as finite fractions expected, got {tuple(box)}")
@@ -292,16 +261,13 @@ def box_to_tokens(box: Sequence[float]) -> str:
 
 
 def tokens_to_box(text: str) -> tuple[float, float, float, float]:
-    """The box (left, top, right, bottom) that `box_to_tokens` wrote, rounded to half of 1/224.
-
-    Raises ValueError for anything but one box of four known location tokens.
-    """
+    """The box (left, top, right, bottom) that `box_to_tokens` wrote, rounded to half of 1/224. Raises ValueError for
+    anything but one box of four known location tokens."""
     match = _BOX.fullmatch(text.strip())
     numbers = [int(number) for number in re.findall(r"\d+", match[1])] if match else []
     if len(numbers) != 4 or max(numbers) >= LOCATIONS:
-        raise ValueError(
-            f"not a box: {text!r}; expected {BOX_START}, four of <loc-0> to <loc-{LOCATIONS - 1}>, {BOX_END}"
-        )
+        wanted = f"{BOX_START}, four of <loc-0> to <loc-{LOCATIONS - 1}>, {BOX_END}"
+        raise ValueError(f"not a box: {text!r}; expected {wanted}")
     x, y, width, height = (number / LOCATIONS for number in numbers)
     return (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
 
@@ -313,7 +279,7 @@ def find_boxes(text: str) -> tuple[tuple[float, float, float, float], ...]:
 
 def grounded_description(scene: Scene, rng: Rng) -> str:
     """A caption in which ` [[ box ]]` follows each thing and no place is said; things in random order."""
-    choose = Choices.of(rng)
+    choose = Choices(rng)
     things, rest = [], list(scene.from_left)
     form = choose.pick(_VERB_FORMS) if any(thing.pose for thing in rest) else ""
     while rest:

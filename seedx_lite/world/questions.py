@@ -1,23 +1,12 @@
 """Questions about a scene that have exactly one right answer."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from .language import (
-    CLEAR_STEP,
-    GROUND_NAMES,
-    NUMBERS,
-    PLACE_PHRASES,
-    PLURALS,
-    Choices,
-    is_place_clear,
-    noun_phrase,
-    refer,
-)
+from . import language
+from .language import NUMBERS, PLURALS, Choices, is_place_clear, noun_phrase, refer
 from .scene import COLOURS, HELD_OUT, KINDS, Scene, Thing
 
 TOPICS = ("colour", "count", "presence", "place", "pose", "sky", "ground", "relation", "comparison")
@@ -35,14 +24,12 @@ class Question:
 
 
 def questions(scene: Scene) -> tuple[Question, ...]:
-    """Everything that can be asked without doubt, always the same for the same scene.
-
-    Yes and no are balanced, and no wrong guess names a held-out combination.
-    """
+    """Everything that can be asked without doubt, always the same for the same scene. Yes and no are balanced, and no
+    wrong guess names a held-out combination."""
     choose = Choices(zlib.crc32(repr(scene.content).encode()))
     asked = [
         Question("what time is it?", scene.sky, "sky"),
-        Question("what is the ground?", GROUND_NAMES[scene.ground], "ground"),
+        Question("what is the ground?", language.GROUND_NAMES[scene.ground], "ground"),
         Question("how many things are there?", NUMBERS[len(scene.things)], "count"),
     ]
     for thing in scene.from_left:
@@ -50,7 +37,7 @@ def questions(scene: Scene) -> tuple[Question, ...]:
             of = "the shirt of " if thing.kind == "person" else ""
             asked.append(Question(f"what colour is {of}{name}?", thing.colour, "colour"))
         if is_place_clear(thing) and (name := refer(scene, thing, avoid=("place",))):
-            asked.append(Question(f"where is {name}?", PLACE_PHRASES[thing.place], "place"))
+            asked.append(Question(f"where is {name}?", language.PLACE_PHRASES[thing.place], "place"))
         if thing.pose and (name := refer(scene, thing, avoid=("pose",))):
             asked.append(Question(f"what is {name} doing?", thing.pose, "pose"))
     asked += _about_kinds(scene, choose)
@@ -83,7 +70,7 @@ def _about_two(scene: Scene, one: Thing, other: Thing, choose: Choices) -> Itera
     first, second = refer(scene, one), refer(scene, other)
     if not (first and second):
         return
-    if other.x - one.x >= CLEAR_STEP:
+    if other.x - one.x >= language.CLEAR_STEP:
         side, answers = choose.pick([("left", ("yes", "no")), ("right", ("no", "yes"))])
         yield Question(f"is {first} to the {side} of {second}?", answers[0], "relation")
         yield Question(f"is {second} to the {side} of {first}?", answers[1], "relation")

@@ -1,6 +1,6 @@
 """Scenes of the toy world: what stands where, before anything is drawn.
 
-A `Scene` is the whole truth about a picture. Drawing (`draw.py`), words (`language.py`) and edits (`edits.py`) all start
+A `Scene` is the whole truth about a picture. Drawing (`draw.py`), words (`language.py`) and edits (`edits.py`) start
 from it, so whatever a model reads or draws can be checked against it.
 
 Units. `x` is a fraction of the picture's width and `y` of its height, from the top left corner. A thing's `size` is
@@ -88,8 +88,8 @@ class Style:
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing. `x` is its middle, `y` its foot; `pose` is None for everything but people. `look` seeds what no caption
-    tells: its shade, skin, hair, roof; it stays with the thing through every edit."""
+    """One thing. `x` is its middle, `y` its foot; `pose` is None for everything but people. `look` seeds what no
+    caption tells: its shade, skin, hair, roof; it stays with the thing through every edit."""
 
     kind: str
     colour: str

@@ -60,7 +60,7 @@ def person(brush: Brush, colour: Colour, pose: str, rng: np.random.Generator, ni
         brush.line([(0.06, 0.85), (0.30, 0.85)], 0.025, shade(WOOD, 0.75), "seat")
     for side, tone in (("a", 0.84), ("b", 1.0)):
         leg = joints[f"leg_{side}"]
-        brush.line(list(leg), 0.105, shade(trousers, tone), "leg")
+        brush.line(list(leg), 0.11, shade(trousers, tone), "leg")
         foot = leg[-1]
         brush.ellipse((foot[0] + 0.025, foot[1] + 0.005), 0.065, 0.045, INK, "leg")
         if side == "a":  # the far arm goes behind the body
@@ -82,7 +82,7 @@ def person(brush: Brush, colour: Colour, pose: str, rng: np.random.Generator, ni
 
 
 def _arm(brush: Brush, points: tuple, sleeve: Colour, skin: Colour) -> None:
-    brush.line(list(points), 0.095, sleeve, "arm")
+    brush.line(list(points), 0.105, sleeve, "arm")
     brush.ellipse(points[-1], 0.056, 0.056, skin, "arm")
 
 

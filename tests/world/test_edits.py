@@ -11,10 +11,7 @@ from seedx_lite.world.language import read_caption, words
 from seedx_lite.world.scene import COLOURS, SPLITS, is_clear, sample_scene, split_of
 
 SAMPLES = [
-    (split, mix, sample_edit(i, split, mix))
-    for split in SPLITS
-    for mix in ("narrow", "broad")
-    for i in range(25)
+    (split, mix, sample_edit(i, split, mix)) for split in SPLITS for mix in ("narrow", "broad") for i in range(25)
 ]
 
 
@@ -44,7 +41,7 @@ def test_nothing_else_changes(kind):
         if gone and new:
             differs = {name for name in vars(gone[0]) if getattr(gone[0], name) != getattr(new[0], name)}
             allowed = {"recolour": {"colour"}, "move": {"x"}, "pose": {"pose", "size"}}
-            assert differs <= allowed.get(kind, {"kind", "colour", "size", "facing", "pose"})
+            assert differs <= allowed.get(kind, {"kind", "colour", "size", "facing", "pose", "look"})
 
 
 def test_pictures_change_only_near_the_removed_thing():

@@ -1,0 +1,93 @@
+"""`check`: is this folder or file what the official readers expect? Everything bad in one report."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from . import captions, conversations, edits
+from .formats import Problem, read_lines, report
+from .pictures import open_picture
+
+FORMATS = {"conversations": conversations, "captions": captions, "edits": edits}
+KEYS = {"conversations": {"image", "data"}, "edits": {"source_image", "target_image", "instruction"}}
+
+
+@dataclass
+class Report:
+    """`counts`: {format: {"files", "good", "bad"}}; a file that is bad as a whole counts as one more bad."""
+
+    problems: list[Problem] = field(default_factory=list)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def __str__(self) -> str:
+        items = self.counts.items()
+        counts = [f"{name}: " + ", ".join(f"{n} {what}" for what, n in count.items()) for name, count in items]
+        verdict = "no problems" if self.ok else f"{len(self.problems)} problem(s)"
+        return "\n".join([*map(str, self.problems), *counts, verdict])
+
+
+def detect(path: str | Path) -> str | None:
+    """`conversations`, `captions` or `edits`, by the content of a file; None if it is none of them."""
+    with Path(path).open("rb") as file:
+        if file.read(512)[257:262] == b"ustar" or Path(path).suffix == ".tar":
+            return "captions"
+    for record in _objects(path, []):
+        shared = {name: len(keys & record.keys()) for name, keys in KEYS.items()}
+        if any(shared.values()):
+            return max(shared, key=shared.get)
+    return None
+
+
+def check(path: str | Path, images: str | Path | None = None) -> Report:
+    """Check a jsonl file, a tar, or every `*.jsonl` and `*.tar` below a folder (not hidden ones), in any of the three
+    formats: every line is parsed and every picture decoded. Bad data raises nothing: it is all in the report.
+
+    images: the folder that names of pictures are relative to, by default that of each jsonl file.
+    """
+    path, result = Path(path), Report()
+    files = [path]
+    if path.is_dir():
+        below = {file.relative_to(path) for ending in ("jsonl", "tar") for file in path.rglob(f"*.{ending}")}
+        files = [path / name for name in sorted(below) if not any(part.startswith(".") for part in name.parts)]
+        if not files:
+            report(result.problems, path, "nothing to check; expected *.jsonl or *.tar in this folder or below")
+    for file in files:
+        try:
+            _check_file(file, result, images)
+        except OSError as error:
+            report(result.problems, file, f"{error.strerror or error}; check the name and the rights")
+    return result
+
+
+def _objects(path: str | Path, problems: list[Problem]) -> Iterator[dict]:
+    return read_lines(lambda record, *_: record, path, problems=problems)
+
+
+def _check_file(path: Path, result: Report, images: str | Path | None) -> None:
+    name = detect(path)
+    if name is None:
+        list(_objects(path, result.problems))  # for the lines that are no JSON
+        report(result.problems, path, f"none of the three formats; expected a tar, or lines with the keys of {KEYS}")
+        return
+    count = result.counts.setdefault(name, {"files": 0, "good": 0, "bad": 0})
+    count["files"] += 1
+    unread: list[Problem] = []
+    where = {} if name == "captions" else {"images": images}
+    samples = FORMATS[name].read(path, problems=unread, **where)
+    for sample in tqdm(samples, desc=path.name, unit=" samples", delay=2, leave=False):
+        before = len(result.problems)
+        for picture in vars(sample).values():
+            if isinstance(picture, Path | bytes):
+                try:
+                    open_picture(picture, name="its picture")
+                except (ValueError, OSError) as error:
+                    report(result.problems, sample.place, error)
+        count["good" if len(result.problems) == before else "bad"] += 1
+    result.problems += unread
+    count["bad"] += len(unread)

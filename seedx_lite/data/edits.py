@@ -1,0 +1,45 @@
+"""Edits, one per line of a jsonl file (official reader: `src/data/sft_clm.py`).
+
+    {"source_image": "...jpg", "target_image": "...jpg", "instruction": "Erase the car ..."}
+
+Images are relative to a folder of images. `instruction_new` and `response`, where both are there, replace the
+instruction and give the words before the drawn image. Other keys are ignored. For `read(path, images, problems)` and
+`write(path, samples, images)` see `formats.py`.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from .formats import read_lines, text, write_lines
+from .pictures import picture_path, relative
+
+
+@dataclass(frozen=True)
+class EditPair:
+    """The files before and after, what was asked, and the answer in words, if one is given."""
+
+    source_image: Path
+    target_image: Path
+    instruction: str
+    response: str | None = None
+    place: str = field(default="", compare=False)
+
+    def record(self, images: Path) -> dict:
+        """The JSON object, with the images relative to the folder `images`."""
+        own = {"instruction_new": self.instruction, "response": self.response} if self.response else {}
+        files = {key: relative(getattr(self, key), images) for key in ("source_image", "target_image")}
+        return {**files, "instruction": self.instruction, **own}
+
+
+def parse(record: dict, images: Path, place: str = "") -> EditPair:
+    """The inverse of `EditPair.record`. Raises ValueError or FileNotFoundError, naming the key."""
+    instruction, response = text(record, "instruction"), None
+    if {"instruction_new", "response"} <= record.keys():
+        instruction, response = text(record, "instruction_new"), text(record, "response")
+    files = [picture_path(text(record, key), images) for key in ("source_image", "target_image")]
+    return EditPair(*files, instruction, response, place)
+
+
+read = partial(read_lines, parse)
+write = partial(write_lines, parse)

@@ -1,0 +1,82 @@
+"""Opening pictures from anywhere: upright, in RGB, bounded in size, and never from outside their folder."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 64_000_000  # a 61-megapixel camera; 192 MB once decoded
+MAX_BYTES = 128 * 2**20
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no format that starts another program, as EPS does
+
+
+def picture_path(name: str, root: str | Path) -> Path:
+    """The file `name` in the folder `root`, links resolved; leading slashes are dropped, as officially. Raises
+    ValueError if the path, or a link on its way, leaves the folder, and FileNotFoundError for no file."""
+    root = Path(root).resolve()
+    try:
+        path = (root / name.lstrip("/")).resolve()
+        inside, there = path.is_relative_to(root), path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null character, links in a circle
+        raise ValueError(f"{name!r:.80} is no usable path ({error!s:.80}); rename the file") from error
+    if not inside:
+        raise ValueError(f"{name!r} leaves its folder {root}; put the picture inside and name it from there")
+    if not there:
+        raise FileNotFoundError(f"no picture {name!r} in {root}; check the name and the folder of the images")
+    return path
+
+
+def relative(path: str | Path, root: str | Path) -> str:
+    """How a data file names a picture: relative to `root`, with slashes. Raises ValueError outside of it."""
+    try:
+        return Path(path).resolve().relative_to(Path(root).resolve()).as_posix()
+    except ValueError as error:
+        raise ValueError(f"{path} is not in the folder of the images, {root}; copy it there first") from error
+
+
+def open_picture(
+    source: str | Path | bytes, root: str | Path | None = None, max_pixels: int = MAX_PIXELS, name: str = "picture"
+) -> Image.Image:
+    """A picture as upright RGB: EXIF rotation applied, transparency laid on white, CMYK, palette and grey converted, 16
+    bits reduced to 8, the first frame of an animation.
+
+    source: a path, kept inside `root` where one is given, or a file's bytes, which errors call `name`. Raises
+    FileNotFoundError for no file, and ValueError for one that is no picture, cut off, or of more than `max_pixels`
+    pixels, which is seen before anything is decoded.
+    """
+    if not isinstance(source, bytes):
+        name = str(source)
+        path = Path(source) if root is None else picture_path(name, root)
+        if not path.is_file():
+            raise FileNotFoundError(f"{name}: no such picture; check the name")
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{name}: a huge file, at most {MAX_BYTES >> 20} MB expected; scale it down")
+        source = path.read_bytes()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is tighter
+            image = Image.open(io.BytesIO(source), formats=FORMATS)
+        if image.width * image.height <= max_pixels:
+            return _upright_rgb(image)
+        size = f"{image.width}x{image.height} px"
+    except Image.DecompressionBombError as error:
+        size = str(error)
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"{name}: no picture; a whole file of {', '.join(FORMATS)} expected") from error
+    except Exception as error:  # a broken file makes Pillow's decoders raise whatever they stumble over
+        raise ValueError(f"{name}: broken or cut off ({error}); copy or save the picture again") from error
+    raise ValueError(f"{name}: a huge picture ({size}), at most {max_pixels:,} pixels expected; scale it down")
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips instead of scaling
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode}, where 8 or 16 bits are expected")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

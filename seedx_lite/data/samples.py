@@ -1,0 +1,168 @@
+"""`build`: the samples that ship, in the three official formats, drawn from training scenes of the world."""
+
+import hashlib
+import io
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import PIL
+from tqdm import tqdm
+
+from .. import __version__
+from ..world.draw import render
+from ..world.edits import sample_edit
+from ..world.language import DETAILS, caption, grounded_description
+from ..world.questions import questions
+from ..world.scene import SEED_RANGES, Scene, sample_scene
+from . import captions, conversations, edits
+
+MANIFEST = "manifest.json"
+ENTRIES = (MANIFEST, "conversations", "captions", "edits", "README.md", "LICENSE")
+OTHER_SIZES = {1: (96, 64), 4: (64, 96), 7: (128, 64)}  # by the last digit of a sample's number; 64x64 else
+
+
+def build(folder: str | Path = "data_samples", seed: int = 0, count: int = 200) -> Path:
+    """Write `count` samples in each format to `folder`, with README, licence, manifest and their scenes.
+
+    All or nothing: `ENTRIES` are made apart and then put in place; whatever else is in the folder stays. The same
+    arguments give the same files, with the same Pillow. Raises ValueError for `count` < 2 and FileExistsError if an
+    entry holds a file that `build` did not write. Returns the folder.
+    """
+    folder = Path(folder)
+    if count < 2:
+        raise ValueError(f"build: count of at least 2 expected, got {count}")
+    ours = set()
+    with suppress(OSError, ValueError, KeyError, TypeError):  # no manifest, or another's
+        ours = {MANIFEST, *json.loads((folder / MANIFEST).read_bytes())["sha256"]}
+    there = [file for entry in ENTRIES for file in (folder / entry, *(folder / entry).rglob("*")) if file.is_file()]
+    if strangers := [str(file) for file in there if file.relative_to(folder).as_posix() not in ours]:
+        raise FileExistsError(f"{strangers[0]} ({len(strangers)} in all) is not of this command; move it away first")
+    folder.mkdir(parents=True, exist_ok=True)
+    for killed in folder.glob(".building-*"):
+        shutil.rmtree(killed, ignore_errors=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as name:
+            draft = Path(name)
+            _write_all(draft, seed, count)
+            for entry in ENTRIES:
+                with suppress(FileNotFoundError):
+                    (folder / entry).rename(draft / f"old-{entry}")
+                (draft / entry).rename(folder / entry)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # only if it is empty: nothing was written
+    return folder
+
+
+def _write_all(folder: Path, seed: int, count: int) -> None:
+    for write in (_conversations, _captions, _edits):
+        part = folder / write.__name__[1:]
+        part.mkdir()
+        scenes = write(part, seed, count).items()
+        lines = [f'"{name}": {json.dumps(scene.to_dict(), separators=(",", ":"))}' for name, scene in scenes]
+        # Not jsonl, which the official readers would take for samples.
+        (part / "scenes.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    (folder / "LICENSE").write_text(LICENSE)
+    (folder / "README.md").write_text(README.format(seed=seed, count=count, **_examples(folder)))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    facts = dict(seed=seed, count=count, seedx_lite=__version__, pillow=PIL.__version__, sha256=hashes)
+    (folder / MANIFEST).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _jpeg(scene: Scene) -> bytes:
+    buffer = io.BytesIO()
+    render(scene).save(buffer, "JPEG", quality=92, subsampling=0, optimize=True)  # colour at full resolution
+    return buffer.getvalue()
+
+
+def _draws(name: str, seed: int, count: int) -> Iterator[tuple[int, np.random.Generator, dict]]:
+    """(number, generator, arguments of `sample_scene` and `sample_edit`) for every sample of one format."""
+    start, stop = SEED_RANGES["train"]
+    for number in tqdm(range(count), desc=f"drawing {name}", unit=" samples"):
+        rng = np.random.default_rng([seed, *name.encode(), number])
+        mix, size = ("narrow", "broad")[number % 4 == 3], OTHER_SIZES.get(number % 10, (64, 64))
+        yield number, rng, {"index": int(rng.integers(stop - start)), "mix": mix, "size": size}
+
+
+def _conversations(folder: Path, seed: int, count: int) -> dict[str, Scene]:
+    """In turn a description and two questions, description with boxes and a question, one question, four."""
+    samples, scenes = [], {}
+    (folder / "images").mkdir()
+    for number, rng, arguments in _draws("conversations", seed, count):
+        name = f"images/{number:06d}.jpg"
+        scene = scenes[name] = sample_scene(**arguments)
+        (folder / name).write_bytes(_jpeg(scene))
+        turns = [(asked.text, asked.answer) for asked in questions(scene)]
+        turns = [turns[i] for i in rng.permutation(len(turns))[: (2, 1, 1, 4)[number % 4]]]
+        if number % 4 == 0:
+            turns.insert(0, ("what is there?", caption(scene, "full", rng)))
+        elif number % 4 == 1:
+            turns.insert(0, ("what is there and where?", grounded_description(scene, rng)))
+        samples.append(conversations.Conversation(folder / name, sum(turns, ())))
+    conversations.write(folder / "train.jsonl", samples)
+    return scenes
+
+
+def _captions(folder: Path, seed: int, count: int) -> dict[str, Scene]:
+    pairs, scenes = [], {}
+    for number, rng, arguments in _draws("captions", seed, count):
+        scene = scenes[f"{number:06d}"] = sample_scene(**arguments)
+        words = caption(scene, list(DETAILS)[number % len(DETAILS)], rng)
+        pairs.append(captions.CaptionPair(f"{number:06d}", _jpeg(scene), words))
+    captions.write(folder / "000000.tar", pairs[: count // 2])
+    captions.write(folder / "000001.tar", pairs[count // 2 :], as_json=True)
+    return scenes
+
+
+def _edits(folder: Path, seed: int, count: int) -> dict[str, Scene]:
+    samples, scenes = [], {}
+    (folder / "images").mkdir()
+    for number, _, arguments in _draws("edits", seed, count):
+        edit = sample_edit(**arguments)
+        names = [f"images/{number:06d}_{which}.jpg" for which in ("source", "target")]
+        for name, scene in zip(names, (edit.source, edit.target), strict=True):
+            scenes[name] = scene
+            (folder / name).write_bytes(_jpeg(scene))
+        samples.append(edits.EditPair(folder / names[0], folder / names[1], edit.instruction))
+    edits.write(folder / "edits.jsonl", samples)
+    return scenes
+
+
+def _examples(folder: Path) -> dict[str, str]:
+    pair = next(captions.read(folder / "captions/000000.tar"))
+    lines = {"conversation": "conversations/train.jsonl", "edit": "edits/edits.jsonl"}
+    first = {name: (folder / path).read_text().splitlines()[0] for name, path in lines.items()}
+    return {**first, "caption": f"{pair.key}.jpg with {pair.key}.txt: {pair.caption}"}
+
+
+README = """# Samples in the three official data formats of SEED-X
+
+{count} samples in each, drawn and worded from training scenes of an invented world by
+`python -m seedx_lite data build` (seed {seed}): no photographs, no real people.
+`python -m seedx_lite data check` checks them, or a folder of your own. Licence: CC0 1.0, see `LICENSE`.
+
+- `conversations/`: descriptions, some with boxes, and questions; `train.jsonl` with `images/`
+- `captions/`: tars of KEY.jpg with KEY.txt (`000000.tar`), or with KEY.json, key `caption` (`000001.tar`)
+- `edits/`: before, after, instruction, and nothing else changed; `edits.jsonl` with `images/`
+
+```
+{conversation}
+{caption}
+{edit}
+```
+
+Paths are relative to the folder of the jsonl file and may not leave it. Boxes are
+`<box_start><loc-xc><loc-yc><loc-w><loc-h><box_end>` in 224ths of the picture's sides. Pictures are JPEG at quality
+92, 64x64 px, some 96x64, 64x96 and 128x64; every fourth is of the broad mix of styles. `scenes.json` tells the
+scene that a picture shows (`Scene.from_dict`), `manifest.json` the SHA-256 of every file.
+"""
+LICENSE = """The samples in the folders conversations, captions and edits were made by a program. To the
+extent possible under law, their makers have waived all copyright and related or neighbouring rights to them
+under CC0 1.0 Universal: https://creativecommons.org/publicdomain/zero/1.0/legalcode
+"""
