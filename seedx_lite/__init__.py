@@ -7,10 +7,7 @@ when it is first used.
 __version__ = "0.1.0"
 
 # Public name -> the submodule it lives in (PEP 562).
-_LAZY = {
-    "Preset": "presets",
-    "load_preset": "presets",
-}
+_LAZY = {"Preset": "presets", "load_preset": "presets"}
 __all__ = ["Preset", "__version__", "load_preset"]
 
 

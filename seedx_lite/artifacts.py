@@ -4,8 +4,8 @@
     runs/<preset>/<stage>-seed<seed>.work/      a build under way, or crashed: its checkpoint is resumed
     data_samples/checkpoints/<preset>/<stage>/  comes with the project: seed 0, weights in float16
 
-Every folder has an artifact.json: what was built, from which configuration and upstream artifacts, and the
-SHA-256 of each file. It is written last and the folder renamed in one move: a reader finds it all or nothing.
+Every folder has an artifact.json: what was built, from which configuration and upstream artifacts, and the SHA-256 of
+each file. It is written last and the folder renamed in one move: a reader finds it all or nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ RUNS, SHIPPED = "runs", "data_samples/checkpoints"
 MANIFEST = "artifact.json"
 REQUEST = "request.json"  # in a work folder: the configuration that its checkpoint belongs to
 CHECKPOINT = "checkpoint.safetensors"  # what a crashed build leaves for the next one
+PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 _digests: dict[tuple[Path, int, int], str] = {}  # (file, bytes, mtime): SHA-256 as computed by this process
 
 
@@ -57,11 +58,7 @@ class Artifact:
         return f"Delete {self.path} or pass retrain=True; `git checkout` restores what came with the project."
 
     def check(self) -> None:
-        """Compares every file with the manifest.
-
-        Raises:
-            FileNotFoundError, ValueError: a file is missing or damaged; names it and says how to repair.
-        """
+        """Raises FileNotFoundError or ValueError if a file is missing or not as the manifest says; names the repair."""
         for name, entry in self.manifest["files"].items():
             file = self.path / name
             if not file.is_file():
@@ -88,16 +85,14 @@ def ensure(
 
     While one process builds, others that ask for the same artifact wait and load it.
 
-    Args:
-        build: writes its files into the folder. If its training has the folder, or one below, as `workdir`, a
-            crashed build goes on from its checkpoint. Under `accelerate launch` all processes call it.
-        config: all that decides the result, as JSON. An artifact of another one is never reused.
-        upstream: folders that the stage builds on; a change of one counts as a change of configuration.
-        retrain: build in any case; an old artifact is replaced when the new one is complete.
-        runs, shipped: relative ones lie in the project's folder, see `project_path`.
+    build: writes its files into the folder. If its training has the folder, or one below, as `workdir`, a crashed
+        build goes on from its checkpoint. Under `accelerate launch` all processes call it.
+    config: all that decides the result, as JSON. An artifact of another one is never reused.
+    upstream: folders that the stage builds on; a change of one counts as a change of configuration.
+    retrain: build in any case; an old artifact is replaced when the new one is complete.
+    runs, shipped: relative ones lie in the project's folder, see `project_path`.
 
-    Raises:
-        FileNotFoundError, ValueError: the artifact is damaged or of another configuration.
+    Raises FileNotFoundError or ValueError if the artifact is damaged or of another configuration.
     """
     asked = time.time()
     for key, name in (("stage", stage), ("preset", preset)):
@@ -149,11 +144,10 @@ def ship(
 ) -> list[Path]:
     """Copies finished artifacts of seed 0 from `runs` to `shipped`, weights in float16; returns the folders.
 
-    The `config.json` of transformers models gets "dtype": "float32": diffusers opens float16 as float32,
-    transformers as it is, and a pipeline of both stops at the first product. The artifact keeps its id.
+    The `config.json` of transformers models gets "dtype": "float32": diffusers opens float16 as float32, transformers
+    as it is, and a pipeline of both stops at the first product. The artifact keeps its id.
 
-    Raises:
-        ValueError: float16 cannot hold a weight, or a file has more than `limit` bytes.
+    Raises ValueError if float16 cannot hold a weight, or a file has more than `limit` bytes.
     """
     targets = [project_path(shipped) / preset / stage for stage in stages]
     for stage, target in zip(stages, targets, strict=True):
@@ -165,8 +159,7 @@ def ship(
             for name in source.manifest["files"]:
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
                 _copy_in_float16(source.path / name, part / name)
-                size = (part / name).stat().st_size
-                if size > limit:
+                if (size := (part / name).stat().st_size) > limit:
                     raise ValueError(f"{source.path / name}: {size} bytes to ship, expected {limit} at most")
             _write_manifest(part, source.manifest | {"stored_as": "float16"})
             _replace(target, part)
@@ -176,22 +169,18 @@ def ship(
 
 
 def describe(runs: str | Path = RUNS, shipped: str | Path = SHIPPED) -> list[dict[str, Any]]:
-    """One row per artifact on disk: path, preset, stage, seed, megabytes, and problem (None: it is whole)."""
+    """One row per artifact on disk: path, stage (its folder's name), megabytes, and problem (None: it is whole)."""
     rows = []
-    for path in [p for place in (shipped, runs) for p in sorted(project_path(place).glob("*/*/"))]:
-        trained = (path / MANIFEST).exists() or any(path.rglob("*.safetensors"))
-        if path.suffix in (".work", ".old", ".part") or not trained:
+    for file in [file for place in (shipped, runs) for file in sorted(project_path(place).glob(f"*/*/{MANIFEST}"))]:
+        path, problem = file.parent, None
+        if path.suffix in (".work", ".old", ".part"):
             continue
-        row = {"path": path, "preset": path.parent.name, "stage": path.name, "seed": 0}
-        row |= {"megabytes": 0.0, "problem": None}
         try:
-            about = read_manifest(path)
-            row |= {"stage": about["stage"], "seed": about["seed"]}
-            row["megabytes"] = sum(entry["bytes"] for entry in about["files"].values()) / 1e6
             Artifact(path).check()
         except (OSError, ValueError) as error:
-            row["problem"] = str(error)
-        rows.append(row)
+            problem = str(error)
+        megabytes = sum(part.stat().st_size for part in path.rglob("*") if part.is_file()) / 1e6
+        rows.append({"path": path, "stage": path.name, "megabytes": megabytes, "problem": problem})
     return rows
 
 
@@ -236,15 +225,13 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
 def _open_work(work: Path, request: dict[str, Any], retrain: bool) -> None:
     """A work folder that is empty but for checkpoints of a crashed build of the same configuration."""
     note = work / REQUEST
-    if work.exists() and not note.exists():
-        shutil.rmtree(work)
-    elif work.exists() and (differences := _differences(json.loads(note.read_text()), request)):
+    if note.exists() and (differences := _differences(json.loads(note.read_text()), request)):
         if not retrain:
-            raise ValueError(
-                f"{work} holds an unfinished run of another configuration ({differences}). "
-                "Delete the folder, or pass retrain=True to begin anew."
-            )
-        shutil.rmtree(work)
+            remedy = "Delete the folder, or pass retrain=True to begin anew."
+            raise ValueError(f"{work} holds an unfinished run of another configuration ({differences}). {remedy}")
+        note.unlink()
+    if not note.exists():  # of another configuration, or of none that we know
+        shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     _sweep(work, lambda file: file.name != CHECKPOINT)
     note.write_text(json.dumps(request, indent=1) + "\n")
@@ -274,14 +261,12 @@ def _write_manifest(folder: Path, about: dict[str, Any]) -> None:
     if not files:
         raise ValueError(f"{about['preset']}/{about['stage']}: the build wrote no file into {folder}")
     entries = {f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
-    packages = ("torch", "diffusers", "transformers", "safetensors")
-    manifest = {
-        "id": _hash(about | {"files": entries})[:16],
-        "config_sha256": _hash(about["config"]),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "stored_as": "built",
+    about = about | {"files": entries}
+    made = {
+        "id": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16],
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest | about | {"files": entries}, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(made | about, indent=1) + "\n")
 
 
 def _copy_in_float16(source: Path, target: Path) -> None:
@@ -308,10 +293,6 @@ def _upstream_id(folder: Path) -> tuple[str, str]:
         return Path(folder).name, "foreign"
     about = read_manifest(folder)
     return about["stage"], about["id"]
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:

@@ -1,25 +1,33 @@
 """`python -m seedx_lite …`: every stage from the command line.
 
-A stage takes `--preset NAME` (or the path of a YAML file) and any number of `key=value` overrides. A mistake
-ends in one line, `error: …`, and exit status 1; one in the command line itself in exit status 2.
+A stage takes `--preset NAME` (or the path of a YAML file) and any number of `key=value` overrides. A mistake ends in
+one line, `error: …`, and exit status 1; one in the command line itself in exit status 2.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+
+from seedx_lite import artifacts, doctor, report
+from seedx_lite.presets import load_preset
 
 SAMPLES = "data_samples"
 # Command: module and function in seedx_lite/training, and what it trains.
-FOUNDATIONS = {
-    "vit": ("vit", "vit", "the visual tokenizer, with its text encoders"),
-    "vae": ("foundations", "vae", "the auto-encoder of pictures"),
-    "sdxl": ("foundations", "sdxl", "the text-to-image U-Net"),
+TRAININGS = {
+    "pretrain": {
+        "vit": ("vit", "vit", "the visual tokenizer, with its text encoders"),
+        "sdxl": ("foundations", "sdxl", "the VAE and the text-to-image U-Net"),
+    },
+    "train": {"detokenizer": ("detokenizer", "stage1", "the de-tokenizer, stage 1: pictures from visual embeddings")},
 }
-PARTS = {"detokenizer": ("detokenizer", "stage1", "the de-tokenizer, stage 1: pictures from visual embeddings")}
+EVALUATIONS = {
+    "vit": "what the visual embeddings hold",
+    "detokenizer": "what survives reconstruction, beside baselines and ceilings",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.overrides = rest
     try:
         return args.run(args) or 0
-    except BrokenPipeError:  # `… | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -54,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     top = parser.add_subparsers(metavar="COMMAND", required=True)
 
     command = _command(top, "doctor", _doctor, "check Python, packages, hardware and artifacts")
-    _add_runs(command)
+    command.add_argument("--runs", default="runs", help="folder of results (runs)")
 
     data = _group(top, "data", "sample data in the three official formats")
     command = _command(data, "build", _data_build, "write the samples, with manifest and README")
@@ -64,20 +69,26 @@ def build_parser() -> argparse.ArgumentParser:
     command = _command(data, "check", _data_check, "report every line and file that training could not use")
     command.add_argument("path", nargs="?", default=SAMPLES, help=f"file or folder ({SAMPLES})")
 
-    for group, text, stages in (("pretrain", "a foundation", FOUNDATIONS), ("train", "a part of SEED-X", PARTS)):
-        trainings = _group(top, group, f"train {text}")
-        for name, (module, function, what) in stages.items():
-            _stage(trainings, name, _train, f"train {what}", target=(module, function))
+    for group, text in (("pretrain", "train a foundation"), ("train", "train a part of SEED-X")):
+        commands = _group(top, group, text)
+        for name, (module, function, what) in TRAININGS[group].items():
+            command = _stage(commands, name, _train, f"train {what}", target=(module, function))
+            command.add_argument("--retrain", action="store_true", help="train even if a result is there")
+
+    measure = _group(top, "evaluate", "measure on held-out scenes, and store the record that notebooks compare with")
+    for name, text in EVALUATIONS.items():
+        _stage(measure, name, _evaluate, f"measure {text}", target=name)
 
     text = "run the notebooks and write runs/<preset>/report.html; key=value sets a notebook parameter"
     command = _stage(top, "reproduce", _reproduce, text)
+    command.add_argument("--retrain", action="store_true", help="train every stage anew")
     command.add_argument("--notebooks", default="notebooks", help="folder of notebooks (notebooks)")
     command.add_argument("--only", default="", help="only notebooks whose name contains this")
 
     command = _command(top, "ship", _ship, "copy finished artifacts to where they are committed")
     command.add_argument("stages", nargs="+", help="e.g. vit vae sdxl detokenizer-stage1")
     command.add_argument("--preset", default="lite", help="whose artifacts (lite)")
-    _add_runs(command)
+    command.add_argument("--runs", default="runs", help="folder of results (runs)")
     return parser
 
 
@@ -97,19 +108,12 @@ def _stage(commands, name: str, run, text: str, **defaults) -> argparse.Argument
     command.set_defaults(overrides=(), **defaults)
     command.add_argument("--preset", default="lite", help="smoke, lite, gpu, seedx-17b or a .yaml file (lite)")
     command.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
-    command.add_argument("--retrain", action="store_true", help="train even if a result is there")
-    _add_runs(command)
+    command.add_argument("--runs", default="runs", help="folder of results (runs)")
     return command
 
 
-def _add_runs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--runs", default="runs", help="folder of results (runs)")
-
-
 def _doctor(args) -> int:
-    from seedx_lite.doctor import examine
-
-    return examine(args.runs)
+    return doctor.examine(args.runs)
 
 
 def _data_build(args) -> None:
@@ -121,35 +125,44 @@ def _data_build(args) -> None:
 def _data_check(args) -> int:
     from seedx_lite.data.check import check
 
-    report = check(Path(args.path))
-    print(report)
-    return 0 if report.ok else 1
+    result = check(Path(args.path))
+    print(result)
+    return 0 if result.ok else 1
 
 
 def _train(args) -> None:
-    from importlib import import_module
-
-    from seedx_lite.presets import load_preset
-
     preset = load_preset(args.preset, args.overrides)  # before torch is imported, so that a slip shows at once
     module, function = args.target
     stage = getattr(import_module(f"seedx_lite.training.{module}"), function)
     print(f"artifact: {stage(preset, seed=args.seed, retrain=args.retrain, runs=args.runs)}")
 
 
+def _evaluate(args) -> None:
+    preset, options = load_preset(args.preset, args.overrides), {"seed": args.seed, "runs": args.runs}
+    from seedx_lite.evaluation import detokenizer, features
+    from seedx_lite.training.detokenizer import stage1
+    from seedx_lite.training.foundations import sdxl
+    from seedx_lite.training.vit import vit
+
+    if args.target == "vit":
+        path = features.evaluate(vit(preset, **options), args.runs)
+    else:
+        stages = {"vit": vit, "sdxl": sdxl, "adapter": stage1}
+        folders = {name: stage(preset, **options) for name, stage in stages.items()}
+        path = detokenizer.evaluate(preset, folders, **options)
+    print(f"record: {path}")
+
+
 def _reproduce(args) -> int:
-    from seedx_lite.artifacts import project_path
-    from seedx_lite.presets import load_preset
-    from seedx_lite.report import parse_parameters, reproduce
+    from omegaconf import OmegaConf
 
     defaults = {"preset": "lite", "seed": 0, "retrain": False, "runs": "runs"}
     given = {name: value for name in defaults if (value := getattr(args, name)) != defaults[name]}
-    folder = project_path(args.runs) / load_preset(args.preset).name
-    return reproduce(args.notebooks, folder, given | parse_parameters(args.overrides), only=args.only)
+    given |= OmegaConf.to_container(OmegaConf.from_dotlist(args.overrides))  # values as in YAML: true, 3, [1, 2], text
+    folder = artifacts.project_path(args.runs) / load_preset(args.preset).name
+    return report.reproduce(args.notebooks, folder, given, only=args.only)
 
 
 def _ship(args) -> None:
-    from seedx_lite.artifacts import ship
-
-    for path in ship(args.preset, args.stages, runs=args.runs):
+    for path in artifacts.ship(args.preset, args.stages, runs=args.runs):
         print(f"shipped: {path}")

@@ -1,8 +1,8 @@
 """Every size and budget, in four presets: smoke < lite < gpu < seedx-17b.
 
-A preset is one YAML file, read with OmegaConf into frozen dataclasses. Any entry can be changed from outside
-as `key=value`, with dots for depth: `load_preset("lite", ["vit.layers=6", "training.vit.steps=100"])`.
-A file of your own may say `base: lite` and then only what differs.
+A preset is one YAML file, read with OmegaConf into frozen dataclasses. Any entry can be changed from outside as
+`key=value`, with dots for depth: `load_preset("lite", ["vit.layers=6", "training.vit.steps=100"])`. A file of your own
+may say `base: lite` and then only what differs.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import difflib
 import math
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,8 @@ class VAEConfig:
     @property
     def kwargs(self) -> dict[str, Any]:
         """Arguments of `AutoencoderKL`."""
-        n = len(self.block_out_channels)
-        down, up = ("DownEncoderBlock2D",) * n, ("UpDecoderBlock2D",) * n
-        return _as_kwargs(self) | {"down_block_types": down, "up_block_types": up}
+        types = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+        return asdict(self) | {key: (kind,) * len(self.block_out_channels) for key, kind in types.items()}
 
 
 @dataclass(frozen=True)
@@ -92,12 +91,7 @@ class UNetConfig:
 
     def __post_init__(self):
         n = len(self.block_out_channels)
-        for key in (
-            "transformer_layers_per_block",
-            "attention_head_dim",
-            "down_block_types",
-            "up_block_types",
-        ):
+        for key in ("transformer_layers_per_block", "attention_head_dim", "down_block_types", "up_block_types"):
             _require(len(getattr(self, key)) == n, f"unet.{key}: expected {n} entries, one per block")
 
 
@@ -151,7 +145,7 @@ class TrainConfig:
     ema_decay: float = 0.0  # 0 switches the moving average off
     precision: str = "bf16"  # autocast; or "fp32"
     checkpoint_seconds: float = 120.0
-    spike_factor: float = 10.0  # stop when the loss exceeds its running mean this many times
+    spike_factor: float = 10.0  # stop when the loss exceeds its running median this many times
 
     def __post_init__(self):
         for key in ("steps", "batch_size"):
@@ -168,7 +162,6 @@ class TrainingConfigs:
 
     vit: TrainConfig
     vae: TrainConfig
-    vae_decoder: TrainConfig
     sdxl: TrainConfig
     detokenizer: TrainConfig
 
@@ -192,26 +185,21 @@ class Preset:
 
     def __post_init__(self):
         n, tokens = self.n_embeddings, self.vit.n_queries
-        divides = n > 0 and tokens % n == 0
-        _require(divides, f"n_embeddings={n}: expected a divisor of vit.n_queries={tokens}, runs are averaged")
+        fits = n > 0 and tokens % n == 0
+        _require(fits, f"n_embeddings={n}: expected a divisor of vit.n_queries={tokens}, runs of tokens are averaged")
         latent = self.image_size / self.vae.factor
         _require(latent == self.unet.sample_size, f"unet.sample_size: expected {latent:g}, the size of a latent")
         pooled, width = self.text_encoder_2.projection_dim, self.text_encoder_2.hidden_size
         _require(pooled == width, f"text_encoder_2.projection_dim={pooled}: expected its hidden_size, {width}")
 
     @property
-    def cross_attention_dim(self) -> int:
-        """Width of what conditions the U-Net: the two text encoders side by side."""
-        return self.text_encoder.hidden_size + self.text_encoder_2.hidden_size
-
-    @property
     def unet_kwargs(self) -> dict[str, Any]:
         """Arguments of `UNet2DConditionModel`."""
         pooled, times = self.text_encoder_2.projection_dim, 6 * self.unet.addition_time_embed_dim
-        return _as_kwargs(self.unet) | {
+        return asdict(self.unet) | {
             "in_channels": self.vae.latent_channels,
             "out_channels": self.vae.latent_channels,
-            "cross_attention_dim": self.cross_attention_dim,
+            "cross_attention_dim": self.text_encoder.hidden_size + self.text_encoder_2.hidden_size,
             "addition_embed_type": "text_time",
             "projection_class_embeddings_input_dim": pooled + times,
         }
@@ -219,7 +207,7 @@ class Preset:
     @property
     def resampler_kwargs(self) -> dict[str, int]:
         """Arguments of `ResamplerXLV2`."""
-        return _as_kwargs(self.resampler) | {
+        return asdict(self.resampler) | {
             "embedding_dim": self.vit.output_dim,
             "output1_dim": self.text_encoder.hidden_size,
             "output2_dim": self.text_encoder_2.hidden_size,
@@ -293,10 +281,6 @@ def _hint(word: str, known: Sequence[str], prefix: str = "") -> str:
     close = [prefix + name for name in difflib.get_close_matches(word, known, n=2)]
     valid = f" Valid{' under ' + prefix[:-1] if prefix else ''}: {', '.join(known)}"
     return (f", did you mean {' or '.join(close)}?" if close else ";") + valid
-
-
-def _as_kwargs(config: Any) -> dict[str, Any]:
-    return {field.name: getattr(config, field.name) for field in fields(config)}
 
 
 def _require(condition: bool, message: str) -> None:

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -32,18 +32,11 @@ class Chapter:
     """One executed notebook."""
 
     path: Path
-    title: str = ""
+    title: str
     question: str = ""
     seconds: float = 0.0
     failure: str = ""
     figures: list[Figure] = field(default_factory=list)
-
-
-def parse_parameters(items: Iterable[str]) -> dict[str, Any]:
-    """`key=value` texts as notebook parameters, the values read as YAML: true, 3, [1, 2], text."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.from_dotlist(list(items)))
 
 
 def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
@@ -59,8 +52,7 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
 def run_notebook(notebook: Path, target: Path, parameters: dict[str, Any], progress: bool = True) -> Chapter:
     """Execute `notebook` in its own folder and write the result to `target`; a failure is noted, not raised.
 
-    Raises:
-        ValueError: a parameter that the notebook does not have.
+    Raises ValueError on a parameter that the notebook does not have.
     """
     import nbformat
     import papermill
@@ -69,41 +61,37 @@ def run_notebook(notebook: Path, target: Path, parameters: dict[str, Any], progr
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     start, failure = time.perf_counter(), ""
+    options = {"kernel_name": "python3", "store_widget_state": False, "record_timing": False}
+    options |= {"progress_bar": progress, "extra_arguments": ["--log-level=50"]}
     try:
-        papermill.execute_notebook(
-            notebook, target, parameters, cwd=notebook.parent, progress_bar=progress, kernel_name="python3",
-            store_widget_state=False, record_timing=False, extra_arguments=["--log-level=50"],
-        )  # fmt: skip
+        papermill.execute_notebook(notebook, target, parameters, cwd=notebook.parent, **options)
     except Exception as error:  # whatever it is, the other notebooks and the report go on
         failure = ANSI.sub("", str(error)).strip() or type(error).__name__
-    executed = nbformat.read(target if target.exists() else notebook, as_version=4)
-    chapter = read_chapter(executed, target)
+    chapter = read_chapter(nbformat.read(target if target.exists() else notebook, as_version=4), target)
     chapter.seconds, chapter.failure = time.perf_counter() - start, failure
     return chapter
 
 
 def read_chapter(notebook: Any, path: Path) -> Chapter:
-    """Title, question and figures of an executed notebook.
+    """Title (the first heading), question (the paragraph opening with **Question.**) and figures of a notebook.
 
-    The title is the first heading. The question is the paragraph that opens with the word in bold, or else
-    the first one. A figure's caption is the last paragraph of Markdown before it.
+    A figure's caption is the last paragraph of Markdown before it.
     """
-    chapter, caption, first = Chapter(path, title=path.stem), "", ""
+    titles, questions, figures, caption = [], [], [], ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             for text in re.split(r"\n\s*\n", cell.source.strip()):
                 if heading := re.match(r"#+\s+(.*)", text):
-                    chapter.title = chapter.title if first or chapter.question else heading[1]
-                elif question := re.match(r"(?i)>?\s*\*\*(?:the )?question[.:]?\*\*[.:]?\s*(.*)", text, re.S):
-                    chapter.question = chapter.question or question[1]
+                    titles.append(heading[1])
+                elif text.startswith("**Question.**"):
+                    questions.append(text.removeprefix("**Question.**"))
                 elif not re.match(r"[|!<$`-]", text):
-                    first, caption = first or text, text
+                    caption = text
         elif cell.cell_type == "code":
             numbers = "\n".join(text for text in _texts(cell.outputs) if text)
             pictures = (output.get("data", {}).get("image/png") for output in cell.outputs)
-            chapter.figures += [Figure("".join(png.split()), caption, numbers) for png in pictures if png]
-    chapter.question = chapter.question or first
-    return chapter
+            figures += [Figure("".join(png.split()), caption, numbers) for png in pictures if png]
+    return Chapter(path, next(iter(titles), path.stem), next(iter(questions), ""), figures=figures)
 
 
 def _texts(outputs: list[Any]) -> Iterator[str]:
@@ -117,16 +105,12 @@ def _texts(outputs: list[Any]) -> Iterator[str]:
 def reproduce(notebooks: str | Path, folder: str | Path, parameters: dict[str, Any], only: str = "") -> int:
     """Run all notebooks and write `folder`/report.html; the exit status is 1 if one of them failed.
 
-    Raises:
-        FileNotFoundError: no notebooks where they should be.
-        ValueError: a parameter that a notebook does not have; nothing has run then.
+    Raises FileNotFoundError without notebooks, ValueError on a parameter that one does not have; nothing has run then.
     """
     paths = sorted(path for path in Path(notebooks).glob("*.ipynb") if only in path.stem)
     if not paths:
-        raise FileNotFoundError(
-            f"no notebook{f' named *{only}*' if only else ''} in {Path(notebooks).resolve()}: "
-            "run this in the root of the repository, or give --notebooks FOLDER"
-        )
+        what, remedy = f" named *{only}*" if only else "", "run this in the repository, or give --notebooks FOLDER"
+        raise FileNotFoundError(f"no notebook{what} in {Path(notebooks).resolve()}: {remedy}")
     for path in paths:
         check_parameters(path, parameters)
     folder, chapters = Path(folder), []
@@ -138,7 +122,7 @@ def reproduce(notebooks: str | Path, folder: str | Path, parameters: dict[str, A
     report = folder / "report.html"
     temporary = report.with_suffix(".tmp")
     temporary.write_text(render(chapters, parameters, folder), encoding="utf-8")
-    os.replace(temporary, report)
+    temporary.replace(report)
     print(f"report: {report}")
     return int(any(chapter.failure for chapter in chapters))
 
@@ -146,22 +130,22 @@ def reproduce(notebooks: str | Path, folder: str | Path, parameters: dict[str, A
 def render(chapters: list[Chapter], parameters: dict[str, Any], folder: Path) -> str:
     """The report: HTML with style and pictures inside, links relative to `folder`."""
     failed = sum(bool(chapter.failure) for chapter in chapters)
-    seconds = sum(chapter.seconds for chapter in chapters)
+    minutes = sum(chapter.seconds for chapter in chapters) / 60
     chosen = ", ".join(f"{name}={value}" for name, value in parameters.items()) or "their defaults"
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
         status=f"{failed} of {len(chapters)} notebooks failed" if failed else "all notebooks ran to their end",
         status_class="bad" if failed else "good",
         summary=html.escape(
-            f"{len(chapters)} notebooks with {chosen}, {seconds / 60:.1f} minutes on {os.cpu_count()} cores "
+            f"{len(chapters)} notebooks with {chosen}, {minutes:.1f} minutes on {os.cpu_count()} cores "
             f"({platform.machine()}), Python {platform.python_version()}, torch {version('torch')}, "
             f"{time.strftime('%Y-%m-%d %H:%M')}"
         ),
-        rows="\n".join(_row(chapter, folder) for chapter in chapters),
+        rows="\n".join(map(_row, chapters)),
         chapters="\n".join(_section(chapter, folder) for chapter in chapters),
     )
 
 
-def _row(chapter: Chapter, folder: Path) -> str:
+def _row(chapter: Chapter) -> str:
     mark = '<b class="bad">failed</b>' if chapter.failure else f"{len(chapter.figures)}"
     return (
         f'<tr><td><a href="#{chapter.path.stem}">{_inline(chapter.title)}</a></td>'
@@ -172,12 +156,11 @@ def _row(chapter: Chapter, folder: Path) -> str:
 def _section(chapter: Chapter, folder: Path) -> str:
     link = html.escape(os.path.relpath(chapter.path, folder))
     failure = f'<pre class="failure">{html.escape(chapter.failure)}</pre>' if chapter.failure else ""
-    figures = "\n".join(map(_figure, chapter.figures)) or ("" if failure else "<p>No figures.</p>")
     return (
         f'<section id="{chapter.path.stem}"><h2>{_inline(chapter.title)}</h2>\n'
         f'<p class="question">{_inline(chapter.question)}</p>\n'
         f'<p class="meta">{chapter.seconds:.0f} s · <a href="{link}">executed notebook</a></p>\n'
-        f"{failure}{figures}</section>"
+        f"{failure}{''.join(map(_figure, chapter.figures))}</section>"
     )
 
 
@@ -186,7 +169,7 @@ def _figure(figure: Figure) -> str:
     numbers = f"<pre>{html.escape(figure.numbers)}</pre>" if figure.numbers else ""
     return (
         f'<figure><div class="pair"><img alt="{alt}" src="data:image/png;base64,{figure.png}">{numbers}</div>'
-        f"<figcaption>{_inline(figure.caption)}</figcaption></figure>"
+        f"<figcaption>{_inline(figure.caption)}</figcaption></figure>\n"
     )
 
 

@@ -25,10 +25,7 @@ def run(capsys, *argv):
     ("argv", "message"),
     [
         (["pretrain", "vit", "--preset", "light"], "error: no preset light, did you mean lite?"),
-        (
-            ["pretrain", "vae", "vit.widht=3", "--seed", "1"],
-            "error: override 'vit.widht=3': no key vit.widht",
-        ),
+        (["pretrain", "sdxl", "vit.widht=3", "--seed", "1"], "error: override 'vit.widht=3': no key vit.widht"),
         (["train", "detokenizer", "n_embeddings=60"], "error: n_embeddings=60: expected a divisor"),
         (["data", "check", "nowhere"], "nowhere"),
         (["ship", "nothing"], "nothing"),
@@ -66,7 +63,6 @@ def test_bad_command_line(capsys, argv, message):
     ("command", "module", "function"),
     [
         (["pretrain", "vit"], "vit", "vit"),
-        (["pretrain", "vae"], "foundations", "vae"),
         (["pretrain", "sdxl"], "foundations", "sdxl"),
         (["train", "detokenizer"], "detokenizer", "stage1"),
     ],

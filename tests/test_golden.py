@@ -55,17 +55,13 @@ class Fixture:
         """Every output of the fixture is found, in the right shape and within its tolerance."""
         expected = self.part("out/")
         assert expected, f"{self.path} has no outputs"
-        assert set(expected) == set(self.info["outputs"]), (
-            f"{self.path} and its tensors list different outputs"
-        )
+        assert set(expected) == set(self.info["outputs"]), f"{self.path} and its tensors list different outputs"
         assert set(expected) <= set(found), f"{self.name}: no check for {sorted(set(expected) - set(found))}"
         for key, wanted in expected.items():
             assert found[key].shape == wanted.shape, f"{self.name}: shape of {key}"
             difference = (found[key].float() - wanted.float()).abs().max().item()
             allowed = self.info["outputs"][key]["tolerance_max_abs_diff"]
-            assert difference <= allowed, (
-                f"{self.name}: {key} differs by {difference:.2g}, allowed {allowed:.2g}"
-            )
+            assert difference <= allowed, f"{self.name}: {key} differs by {difference:.2g}, allowed {allowed:.2g}"
 
 
 def discover():
@@ -73,9 +69,7 @@ def discover():
     fixtures = [Fixture(path) for folder in folders for path in sorted(folder.glob("*.json"))]
     empty = [str(folder) for folder in folders if not any(folder.glob("*.json"))]
     if empty or not folders:
-        raise FileNotFoundError(
-            f"no golden fixtures (*.json) in {empty or 'SEEDX_GOLDEN'}; correct SEEDX_GOLDEN"
-        )
+        raise FileNotFoundError(f"no golden fixtures (*.json) in {empty or 'SEEDX_GOLDEN'}; correct SEEDX_GOLDEN")
     return [f for f in fixtures if f.is_fixture]
 
 
@@ -115,13 +109,8 @@ def check_resampler_xl(fixture):
         for key, x in fixture.part("in/").items():
             case = f"{key.removesuffix('image_embeds')}normalize_{str(normalize).lower()}/"
             found[f"{case}prompt_embeds"], found[f"{case}pooled"] = model(x)
-            if (
-                config.get("normalize") is normalize
-            ):  # one setting for the whole fixture: no name for the case
-                found["prompt_embeds"], found["pooled"] = (
-                    found[f"{case}prompt_embeds"],
-                    found[f"{case}pooled"],
-                )
+            if config.get("normalize") is normalize:  # one setting for the whole fixture: no name for the case
+                found["prompt_embeds"], found["pooled"] = (found[f"{case}prompt_embeds"], found[f"{case}pooled"])
     fixture.compare(found)
 
 
@@ -135,17 +124,10 @@ def check_adapter(fixture, cls=SDXLAdapter):
     x = fixture.part("in/")
     out = adapter(x["noisy_latents"], x["timesteps"], x["image_embeds"], x["time_ids"], x["noise"])
     prompt_embeds, pooled = adapter.resampler(x["image_embeds"])
-    found = {
-        "noise_pred": out.sample,
-        "total_loss": out.loss,
-        "prompt_embeds": prompt_embeds,
-        "pooled": pooled,
-    }
+    found = {"noise_pred": out.sample, "total_loss": out.loss, "prompt_embeds": prompt_embeds, "pooled": pooled}
     if "conv_in_before/weight" in x:
         unet = UNet2DConditionModel(**fixture.info["config"]["unet"])
-        before = {
-            k.removeprefix("conv_in_before/"): v for k, v in x.items() if k.startswith("conv_in_before/")
-        }
+        before = {k.removeprefix("conv_in_before/"): v for k, v in x.items() if k.startswith("conv_in_before/")}
         unet.conv_in.load_state_dict(before)
         widen_conv_in(unet)
         found |= {f"conv_in_after/{k}": v for k, v in unet.conv_in.state_dict().items()}
@@ -181,9 +163,7 @@ def check_conditioning(fixture):
     }
     found = {}
     for case, (vit_down, arguments) in cases.items():
-        adapter = SDXLAdapter(
-            torch.nn.Identity(), ResamplerXLV2(**config, official=True), False, vit_down, True
-        )
+        adapter = SDXLAdapter(torch.nn.Identity(), ResamplerXLV2(**config, official=True), False, vit_down, True)
         out = fixture.load(adapter).get_image_embeds(zero, **arguments)
         found |= {f"{case}/{name}": tensor for name, tensor in out._asdict().items()}
     fixture.compare(found)
@@ -250,10 +230,7 @@ def check_full_size_keys(fixture):
     files = {name: dict(file.get("tensors", {})) for name, file in fixture.info["files"].items()}
     stage2 = "seed_detokenizer/second_stage/pytorch_model.bin"
     files[stage2] = files[detokenizer] | fixture.info["files"][stage2]["tensors_that_differ"]
-    later = {
-        "seed_x/agent/pytorch_model.bin": {"patch_pos_embed"},
-        "seed_x/llm": set(files.get("seed_x/llm", ())),
-    }
+    later = {"seed_x/agent/pytorch_model.bin": {"patch_pos_embed"}, "seed_x/llm": set(files.get("seed_x/llm", ()))}
     assert set(files) == {*modules, stage2, "seed_x/llm"}
     for name, module in (modules | {stage2: second}).items():
         found = {key: list(tensor.shape) for key, tensor in module.state_dict().items()}
@@ -287,7 +264,5 @@ def test_fixtures_not_yet_covered():
     """Guards against a fixture that is skipped without anyone noticing."""
     fixtures = [Fixture(path) for path in sorted(OWN.glob("*.json"))]
     missing = {fixture.name for fixture in fixtures if fixture.is_fixture and fixture.symbol not in CHECKS}
-    print(
-        "not yet covered:", *sorted(missing), "and of full_size_keys: seed_x/llm, patch_pos_embed, lora_run"
-    )
+    print("not yet covered:", *sorted(missing), "and of full_size_keys: seed_x/llm, patch_pos_embed, lora_run")
     assert missing == NOT_YET

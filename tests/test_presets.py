@@ -89,10 +89,7 @@ def test_file_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (
-            "vit.widht=3",
-            r"no key vit.widht, did you mean vit.width\? Valid under vit: image_size, patch_size",
-        ),
+        ("vit.widht=3", r"no key vit.widht, did you mean vit.width\? Valid under vit: image_size, patch_size"),
         ("zzz=3", "no key zzz; Valid: name, image_size"),
         ("vit.width=wide", "vit.width: Value 'wide'"),
         ("vit.width=1.5", "vit.width: Value '1.5'"),

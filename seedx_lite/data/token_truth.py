@@ -18,6 +18,15 @@ PART_CLASSES = ("none", *PARTS)
 POSE_CLASSES = ("none", *POSES)
 
 
+def thing_weights(kind, emphasis: float = 4.0):
+    """Weights of cells with the mean 1, from their `kind` (array or tensor): things count `emphasis` times as much.
+
+    Sky and ground fill most of a picture and are soon learned; without weights they drown what is left to learn.
+    """
+    weights = 1 + (emphasis - 1) * (kind >= 2)
+    return weights / weights.mean()
+
+
 @dataclass(frozen=True)
 class TokenTruth:
     """Per scene and cell of a grid × grid raster, row by row; K scenes, T = grid² cells.
@@ -59,11 +68,7 @@ def _one(index: int, split: str, mix: str, size: tuple[int, int], grid: int) -> 
 
     def shares(masks: np.ndarray) -> np.ndarray:
         """bool [K, H, W] → covered share of each cell, [K, T]"""
-        return (
-            masks.reshape(len(masks), grid, cell[0], grid, cell[1])
-            .mean((2, 4))
-            .reshape(len(masks), grid * grid)
-        )
+        return masks.reshape(len(masks), grid, cell[0], grid, cell[1]).mean((2, 4)).reshape(len(masks), grid * grid)
 
     covered = shares(truth.masks)  # [things, T]
     owner = np.where(covered.sum(0) >= 0.4, covered.argmax(0), -1)

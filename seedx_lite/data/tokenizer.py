@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from seedx_lite.world.language import vocabulary, words
+from seedx_lite.world.language import BOX_END, BOX_START, LOCATION_TOKENS, vocabulary, words
 
-PAD, BOS, UNK, EOS = (
-    "<pad>",
-    "<s>",
-    "<unk>",
-    "</s>",
-)  # ids 0 to 3: CLIP takes an old pooling path if </s> is id 2
+PAD, BOS, UNK, EOS = ("<pad>", "<s>", "<unk>", "</s>")  # ids 0 to 3: CLIP takes an old pooling path if </s> is id 2
 
 
 def clip_tokenizer(max_length: int):
-    """A `PreTrainedTokenizerFast` for the text encoders: `<s> words </s>`, padded with `<pad>` to `max_length`.
+    """A `PreTrainedTokenizerFast` for the text encoders: `<s> words </s>`, padded with `<pad>` to `max_length`;
+    the tokens of boxes are words, too.
 
     Both places of an SDXL pipeline take it, and it saves and loads without this package.
     """
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    ids = {token: number for number, token in enumerate((PAD, BOS, UNK, EOS, *vocabulary()))}
+    ids = {
+        token: number
+        for number, token in enumerate((PAD, BOS, UNK, EOS, *vocabulary(), BOX_START, BOX_END, *LOCATION_TOKENS))
+    }
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"[a-z]+|\d|[^\sa-z\d]"), "isolated")]
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(r"<[^<>\s]+>|\[\[|\]\]|[a-z]+|\d|[^\sa-z\d]"), "isolated"),
+        ]
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}", special_tokens=[(BOS, ids[BOS]), (EOS, ids[EOS])]

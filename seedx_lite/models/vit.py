@@ -29,8 +29,13 @@ def preprocess(images: Sequence[Image.Image], image_size: int) -> Tensor:
     deviation, in the official order: [B, 3, S, S] float32. Raises ValueError for an empty list."""
     if not images:
         raise ValueError("no images given, expected at least one")
-    resized = [i.convert("RGB").resize((image_size, image_size), Image.Resampling.BICUBIC) for i in images]
-    pixels = torch.from_numpy(np.stack([np.asarray(i) for i in resized])).permute(0, 3, 1, 2) / 255
+    size = (image_size, image_size)
+    return normalise(np.stack([i.convert("RGB").resize(size, Image.Resampling.BICUBIC) for i in images]))
+
+
+def normalise(pictures: np.ndarray) -> Tensor:
+    """Pictures uint8 [B, S, S, 3] of the encoder's size → [B, 3, S, S] with CLIP's mean and deviation."""
+    pixels = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2) / 255
     mean, std = (torch.tensor(c)[:, None, None] for c in (CLIP_MEAN, CLIP_STD))
     return ((pixels - mean) / std).contiguous()
 

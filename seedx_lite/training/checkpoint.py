@@ -62,16 +62,15 @@ class Checkpoint:
             told = "; ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in changed)
             raise ValueError(f"{self.path} has another configuration ({told}); restore it, or delete the file")
         targets = self.tensors()
-        found = {(name, tuple(t.shape)) for name, t in saved.items() if not name.startswith("adamw/")}
-        odd = sorted(found ^ {(name, tuple(t.shape)) for name, t in targets.items()})
-        if odd:
+        moments = {name: saved.pop(name) for name in list(saved) if name.startswith("adamw/")}
+        shapes = [{(name, tuple(t.shape)) for name, t in named.items()} for named in (saved, targets)]
+        if odd := sorted(shapes[0] ^ shapes[1]):
             told = ", ".join(f"{name} {list(shape)}" for name, shape in odd[:4])
             raise ValueError(f"{self.path} is of another model: {told} …; restore that one, or delete the file")
         for name, t in saved.items():
-            if name in targets:
-                targets[name].copy_(t)
-            else:
-                _, key, parameter = name.split("/", 2)
-                p = self.named[parameter]
-                self.adamw.state[p][key] = t.to(p.device)
+            targets[name].copy_(t)
+        for name, t in moments.items():
+            _, key, parameter = name.split("/", 2)
+            p = self.named[parameter]
+            self.adamw.state[p][key] = t.to(p.device)
         return state

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seedx_lite.artifacts import ensure, project_path
-from seedx_lite.data.rendered import rendered
+from seedx_lite.artifacts import ensure
+from seedx_lite.data.token_truth import thing_weights, token_truth
 from seedx_lite.models.detokenizer import noise_target
+from seedx_lite.models.text import encode_text, load_text_encoders
 from seedx_lite.presets import Preset
 from seedx_lite.training.loop import train
-from seedx_lite.training.text import CaptionSource, encode_text, load_text_encoders
+from seedx_lite.training.text import CaptionSource
 from seedx_lite.training.vit import vit
 
 SCHEDULER = {  # SDXL's noise schedule; v = α·noise - σ·picture is learned faster here than the noise alone
@@ -38,55 +39,39 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_vae(preset: Preset, seed: int, folder: Path, runs: str | Path):
-    """Trains `AutoencoderKL` on crops that cover every row and column, then its decoder alone on full frames.
+def train_vae(preset: Preset, seed: int, folder: Path, pictures: np.ndarray, weights: Tensor):
+    """Trains `AutoencoderKL` on full frames; `folder` gets training.json and the checkpoint.
 
-    Crops are cheaper than frames and more often on a thing; frames teach the sky's corners. Loss: absolute error, that
-    of horizontal and vertical differences (edges), and a faint pull of the latents to a unit Gaussian. Its scaling
-    factor makes the latents' deviation 1. `folder` gets both records and checkpoints.
+    Loss: absolute error, that of horizontal and vertical differences (edges), both with things emphasised, and a faint
+    pull of the latents to a unit Gaussian. The scaling factor makes the latents' deviation 1.
+    weights: [K, g, g], see `thing_weights`.
     """
     from diffusers import AutoencoderKL
 
-    config, size = preset.training.vae, preset.image_size
-    crop = size // 2
-    pictures = rendered("train", preset.data.train_scenes, "broad", (size, size), project_path(runs) / "cache")
+    config = preset.training.vae
     torch.manual_seed(seed)
-    model = AutoencoderKL(**preset.vae.kwargs, sample_size=size)
+    model = AutoencoderKL(**preset.vae.kwargs, sample_size=preset.image_size)
 
-    def batch_at(step: int, generator: torch.Generator) -> Tensor:
-        whole = step % 8 == 0 or step > 0.85 * config.steps
-        count = max(1, config.batch_size // 4) if whole else config.batch_size
-        chosen = torch.randint(len(pictures), (count,), generator=generator).numpy()
-        if whole:
-            return to_tensor(pictures[chosen])
-        # Corners drawn beyond the frame and pushed back make the borders as frequent as the middle.
-        corners = torch.randint(-crop // 4, crop + crop // 4 + 1, (count, 2), generator=generator).clamp(0, crop)
-        cut = [pictures[i, y : y + crop, x : x + crop] for i, (y, x) in zip(chosen, corners.tolist(), strict=True)]
-        return to_tensor(np.stack(cut))
+    def batch_at(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(len(pictures), (config.batch_size,), generator=generator)
+        return to_tensor(pictures[chosen.numpy()]), weights[chosen]
 
-    def loss_of(model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
-        posterior = model.encode(batch).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(batch.device)
-        decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
-        pixels = F.l1_loss(decoded, batch)
-        edges = sum(F.l1_loss(decoded.diff(dim=d), batch.diff(dim=d)) for d in (2, 3))
+    def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
+        images, weight = batch
+        weight = F.interpolate(weight[:, None], images.shape[-2:])  # [B, 1, H, W]
+        posterior = model.encode(images).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
+        error = model.decode(posterior.mean + posterior.std * noise).sample.float() - images
+        pixels = (error.abs() * weight).mean()
+        edges = (error.diff(dim=2).abs() * weight[:, :, 1:]).mean() + (error.diff(dim=3).abs() * weight[..., 1:]).mean()
         pull = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
         logs = {"pixels": pixels.detach(), "edges": edges.detach(), "kl": pull.detach()}
         return pixels + edges + 1e-4 * pull, logs
 
-    def frames_at(step: int, generator: torch.Generator) -> Tensor:
-        count = preset.training.vae_decoder.batch_size
-        return to_tensor(pictures[torch.randint(len(pictures), (count,), generator=generator).numpy()])
-
     train(model, batch_at, loss_of, config, folder, seed=seed, title="VAE").save(folder / "training.json")
-    for part in (model.encoder, model.quant_conv):  # the U-Net's latents stay what they are
-        part.requires_grad_(False)
-    finish, title = preset.training.vae_decoder, "VAE, decoder on full frames"
-    record = train(model, frames_at, loss_of, finish, folder / "decoder", seed=seed, title=title)
-    record.save(folder / "decoder" / "training.json")
     latents = encode_pictures(model, pictures[:512])
     model.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
-    return model
+    return model.to("cpu")
 
 
 @torch.no_grad()
@@ -102,45 +87,61 @@ def encode_pictures(model, pictures: np.ndarray, batch: int = 64) -> Tensor:
     return torch.cat(parts)
 
 
-def train_unet(preset: Preset, seed: int, folder: Path, runs: str | Path, autoencoder, text, scheduler):
-    """Trains the text-to-image U-Net on the broad mix: full, partial and one-thing captions.
+class _TextToImage(nn.Module):
+    """U-Net and text encoders. The first encoder goes on learning here, the second stays with the ViT."""
 
-    text: tokenizer and both encoders. Every tenth caption is dropped to zeros, as the pipeline makes its unconditional
-    input. Latents are computed once. `folder` gets training.json and the checkpoint.
+    def __init__(self, unet: nn.Module, first: nn.Module, second: nn.Module):
+        super().__init__()
+        self.unet, self.first, self.second = unet, first, second.requires_grad_(False)
+
+    def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor, kept: Tensor, time_ids: Tensor) -> Tensor:
+        """kept [B]: 0 where the caption is dropped, to zeros, as the pipeline makes its unconditional input."""
+        context, pooled = encode_text((self.first, self.second), tokens)
+        extra = {"text_embeds": pooled * kept[:, None], "time_ids": time_ids.expand(len(noisy), -1)}
+        return self.unet(noisy, times, context * kept[:, None, None], added_cond_kwargs=extra).sample
+
+
+def train_unet(
+    preset: Preset, seed: int, folder: Path, pictures: np.ndarray, weights: Tensor, autoencoder, text, scheduler
+):
+    """Trains the text-to-image U-Net on the broad mix; every tenth caption is dropped, for guidance.
+
+    Descriptions with boxes among the captions teach it to put things where it is told to. Things are emphasised.
+    pictures, weights: as for `train_vae`. text: tokenizer and both encoders, of which the first is trained along.
+    Latents are computed once. `folder` gets training.json and the checkpoint.
     """
     from diffusers import UNet2DConditionModel
 
     config, size = preset.training.sdxl, preset.image_size
-    tokenizer, *encoders = text
-    captions = CaptionSource(tokenizer, "train", preset.data.train_scenes, "broad", (size, size))
-    pictures = rendered("train", preset.data.train_scenes, "broad", (size, size), project_path(runs) / "cache")
+    shares = {"full": 0.4, "partial": 0.1, "one_thing": 0.1, "grounded": 0.4}
+    captions = CaptionSource(text[0], "train", len(pictures), "broad", (size, size), shares)
     latents = encode_pictures(autoencoder, pictures) * autoencoder.config.scaling_factor
+    weights = F.adaptive_avg_pool2d(weights[:, None], latents.shape[-2:])  # [K, 1, h, w]
     torch.manual_seed(seed)
-    unet = UNet2DConditionModel(**preset.unet_kwargs)
-    time_ids = sdxl_time_ids(size)
+    model = _TextToImage(UNet2DConditionModel(**preset.unet_kwargs), *text[1:])
 
     def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         chosen = torch.randint(len(latents), (config.batch_size,), generator=generator)
-        context, pooled = encode_text(encoders, captions.tokens(chosen.tolist(), generator))
-        kept = (torch.rand(len(chosen), generator=generator) >= 0.1).float()
         return {
             "latents": latents[chosen],
-            "context": context * kept[:, None, None],
-            "pooled": pooled * kept[:, None],
+            "weights": weights[chosen],
+            "tokens": captions.tokens(chosen.tolist(), generator),
+            "kept": (torch.rand(len(chosen), generator=generator) >= 0.1).float(),
             "noise": torch.randn(len(chosen), *latents.shape[1:], generator=generator),
             "times": torch.randint(scheduler.config.num_train_timesteps, (len(chosen),), generator=generator),
+            "time_ids": sdxl_time_ids(size),
         }
 
     def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
         latents, noise, times = batch["latents"], batch["noise"], batch["times"]
         noisy = scheduler.add_noise(latents, noise, times)
-        extra = {"text_embeds": batch["pooled"], "time_ids": time_ids.to(latents.device).expand(len(latents), -1)}
-        predicted = model(noisy, times, batch["context"], added_cond_kwargs=extra).sample.float()
-        return F.mse_loss(predicted, noise_target(scheduler, latents, noise, times)), {}
+        predicted = model(noisy, times, batch["tokens"], batch["kept"], batch["time_ids"]).float()
+        errors = (predicted - noise_target(scheduler, latents, noise, times)).square()
+        return (errors * batch["weights"]).mean(), {"plain": errors.detach().mean()}
 
-    record = train(unet, batch_at, loss_of, config, folder, seed=seed, title="text-to-image U-Net")
+    record = train(model, batch_at, loss_of, config, folder, seed=seed, title="text-to-image U-Net")
     record.save(folder / "training.json")
-    return unet.to("cpu")
+    return model.to("cpu").unet
 
 
 def sdxl_time_ids(size: int) -> Tensor:
@@ -157,8 +158,11 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
 
         text = load_text_encoders(vit_folder)
         scheduler = DDIMScheduler(**SCHEDULER)
-        autoencoder = train_vae(preset, seed, folder / "vae", runs)
-        unet = train_unet(preset, seed, folder / "unet", runs, autoencoder, text, scheduler)
+        grid = round(preset.vit.n_queries**0.5)
+        pictures, truth = token_truth("train", preset.data.train_scenes, "broad", (preset.image_size,) * 2, grid)
+        weights = thing_weights(torch.from_numpy(truth.kind).float()).unflatten(1, (grid, grid))  # [K, g, g]
+        autoencoder = train_vae(preset, seed, folder / "vae", pictures, weights)
+        unet = train_unet(preset, seed, folder / "unet", pictures, weights, autoencoder, text, scheduler)
         tokenizer, first, second = text
         StableDiffusionXLPipeline(
             vae=autoencoder,
@@ -175,17 +179,10 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
     config = {
         "vae": asdict(preset.vae),
         "unet": preset.unet_kwargs,
-        "training": {name: asdict(getattr(preset.training, name)) for name in ("vae", "vae_decoder", "sdxl")},
+        "training": {name: asdict(getattr(preset.training, name)) for name in ("vae", "sdxl")},
         "data": asdict(preset.data),
         "scheduler": SCHEDULER,
     }
     return ensure(
-        "sdxl",
-        build,
-        preset=preset.name,
-        seed=seed,
-        config=config,
-        upstream=[vit_folder],
-        retrain=retrain,
-        runs=runs,
+        "sdxl", build, preset=preset.name, seed=seed, config=config, upstream=[vit_folder], retrain=retrain, runs=runs
     )

@@ -1,11 +1,11 @@
 """One training loop for every stage.
 
-A stage says what a batch is (`batch_at`) and what its loss is (`loss_of`). The loop does the rest: AdamW,
-warm-up and cosine, gradient clipping, an exponential moving average (EMA) of the weights, bf16 autocast,
-several processes, checkpoints with exact resume, and a stop with a message on a bad loss.
+A stage says what a batch is (`batch_at`) and what its loss is (`loss_of`). The loop does the rest: AdamW, warm-up and
+cosine, gradient clipping, an exponential moving average (EMA) of the weights, bf16 autocast, several processes,
+checkpoints with exact resume, and a stop with a message on a bad loss.
 
-All randomness is a function of (seed, step, rank). So no loader or generator state exists that a checkpoint
-could forget: 2k steps give the very weights that k steps, a kill and a resume give.
+All randomness is a function of (seed, step, rank). So no loader or generator state exists that a checkpoint could
+forget: 2k steps give the very weights that k steps, a kill and a resume give.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ import json
 import math
 import os
 import platform
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +37,7 @@ from seedx_lite.training.checkpoint import Checkpoint
 
 MEDIAN_WINDOW = 100  # losses over which the running median is taken
 MEDIAN_MINIMUM = 20  # fewer losses than this are no basis for calling one a spike
+PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy")
 
 
 class TrainingStopped(RuntimeError):
@@ -50,8 +48,8 @@ class TrainingStopped(RuntimeError):
 class TrainingRecord:
     """What a run cost and how it went; `save` writes it to training.json.
 
-    history: about a hundred entries of step, loss, lr, grad_norm and the logs of `loss_of`; all but step and
-    lr are means since the entry before. seconds: summed over resumes. samples: of all processes together.
+    history: about a hundred entries of step, loss, lr, grad_norm and the logs of `loss_of`; all but step and lr are
+    means since the entry before. seconds: summed over resumes. samples: of all processes together.
     """
 
     title: str
@@ -85,22 +83,21 @@ def train(
     *,
     seed: int = 0,
     title: str = "training",
-    accelerator: Accelerator | None = None,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> TrainingRecord:
     """Trains the parameters of `model` that require gradients; then the EMA weights are in it, in eval mode.
 
     batch_at(step, generator): nested dict/tuple/list of CPU tensors; the loop moves it to the device.
-    loss_of(model, batch, generator): scalar loss and a dict of scalars to log. `model` is the plain one,
-        also when several processes share the work. `generator` is the one that batch_at had, on the CPU
-        whatever the device (draw, then `.to(device)`), seeded by (seed, step, rank), as is torch's global one.
+    loss_of(model, batch, generator): scalar loss and a dict of scalars to log. `model` is the plain one, also when
+        several processes share the work. `generator` is the one that batch_at had, on the CPU whatever the device
+        (draw, then `.to(device)`), seeded by (seed, step, rank), as is torch's global one.
     workdir: holds the checkpoint, on a disk that all see. A finished one is loaded, others are resumed.
     on_step(step, values): called on the main process after each step, `step` counted from 1.
 
-    Raises TrainingStopped (see there); ValueError if the checkpoint in `workdir` is of another configuration,
-    seed or model. SIGINT and SIGTERM end the step and write a checkpoint before they take effect.
+    Raises TrainingStopped (see there); ValueError if the checkpoint in `workdir` is of another configuration, seed or
+    model.
     """
-    accelerator, dtype, reason = _accelerator(config.precision, accelerator)
+    accelerator, dtype, reason = _accelerator(config.precision)
     device, main, rank = accelerator.device, accelerator.is_main_process, accelerator.process_index
     model.to(device).train()
     for module in model.modules():  # frozen parts stay in eval mode: no dropout in what does not learn
@@ -118,10 +115,10 @@ def train(
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
     loss_module, optimizer = accelerator.prepare(_Loss(model, loss_of), adamw)
     ema = {name: p.detach().clone() for name, p in named.items()} if config.ema_decay else {}
-    average = list(ema.values())
 
     plain = json.loads(json.dumps(asdict(config)))
-    record = TrainingRecord(title, seed, plain, _hardware(accelerator), _versions(), dtype, reason)
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    record = TrainingRecord(title, seed, plain, _hardware(accelerator), versions, dtype, reason)
     identity = plain | {"seed": seed, "processes": accelerator.num_processes}
     buffers = dict(model.named_buffers())
     checkpoint = Checkpoint(Path(workdir) / CHECKPOINT, identity, named, ema, buffers, adamw)
@@ -138,17 +135,10 @@ def train(
 
     began = last_write = time.perf_counter()
     seconds_before, record_every = record.seconds, max(1, config.steps // 100)
-
-    def write(step: int) -> None:
-        record.seconds = seconds_before + time.perf_counter() - began
-        if main:
-            state = {"step": step, "sums": sums, "losses": list(losses)}
-            checkpoint.write(state | {"history": record.history, "seconds": record.seconds})
-
     generator = torch.Generator()
     bar = tqdm(total=config.steps, initial=first, desc=title, unit="step", mininterval=0.5, disable=not main)
     forked = [device] if device.type == "cuda" else []
-    with bar, _deferred_signals() as caught, torch.random.fork_rng(devices=forked):
+    with bar, torch.random.fork_rng(devices=forked):
         for step in range(first, config.steps):
             seeds = np.random.SeedSequence((seed, step, rank)).generate_state(2, np.uint64).tolist()
             generator.manual_seed(seeds[0])
@@ -160,15 +150,13 @@ def train(
             loss, logs = loss_module(batch, generator)
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(params, config.clip_norm or math.inf)
-            # One small exchange a step: all processes judge the same loss and leave at the same step.
-            shared = torch.stack([loss.detach().float(), torch.tensor(float(len(caught)), device=device)])
-            mean_loss, stop = accelerator.reduce(shared, "mean").tolist()
+            mean_loss = accelerator.reduce(loss.detach().float(), "mean").item()  # all processes judge the same loss
             values = {"loss": mean_loss, "grad_norm": float(norm)} | {k: float(v) for k, v in logs.items()}
             _check(step, values, lr, losses, config, checkpoint.path)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if ema:
-                get_ema_multi_avg_fn(ema_decay(step, config.ema_decay))(average, params, None)
+                get_ema_multi_avg_fn(ema_decay(step, config.ema_decay))(list(ema.values()), params, None)
 
             done = step + 1
             losses.append(mean_loss)
@@ -183,12 +171,12 @@ def train(
             bar.update()
             if on_step and main:
                 on_step(done, values | {"lr": lr})
-            if stop or done == config.steps or time.perf_counter() - last_write >= config.checkpoint_seconds:
-                write(done)
+            if done == config.steps or time.perf_counter() - last_write >= config.checkpoint_seconds:
+                record.seconds = seconds_before + time.perf_counter() - began
+                state = {"step": done, "sums": sums, "losses": list(losses), "history": record.history}
+                if main:
+                    checkpoint.write(state | {"seconds": record.seconds})
                 last_write = time.perf_counter()
-            if stop:
-                accelerator.print(f"{title}: stopped by a signal after step {done}; run again to resume")
-                raise KeyboardInterrupt if signal.SIGINT in caught else SystemExit(128 + signal.SIGTERM)
     accelerator.wait_for_everyone()
     with torch.no_grad():
         for name, value in ema.items():
@@ -214,22 +202,6 @@ def ema_decay(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def choose_precision(wanted: str, device: torch.device) -> tuple[bool, bool, str]:
-    """Whether `device` is quick in bf16, whether bf16 autocast is used ("bf16" or "fp32" wanted), and why."""
-    if device.type == "cuda":
-        capable = torch.cuda.is_bf16_supported(including_emulation=False)
-        why = f"{torch.cuda.get_device_name(device)} {'computes' if capable else 'does not compute'} in bf16"
-    elif device.type == "cpu":
-        units = sorted(unit for unit, there in torch.cpu.get_capabilities().items() if "bf16" in unit and there)
-        capable = bool(units)
-        why = f"the CPU has {', '.join(units) or 'no bf16 unit, so that bf16 would be slower'}"
-    else:
-        capable, why = False, f"bf16 autocast is not used on {device.type}"
-    if wanted == "fp32":
-        return capable, False, "fp32: the configuration says precision=fp32"
-    return capable, capable, f"{'bf16 autocast' if capable else 'fp32'}: {why}"
-
-
 class _Loss(nn.Module):
     """`loss_of` as a forward pass: autocast and DDP wrap this module, and `loss_of` sees the plain model."""
 
@@ -242,16 +214,26 @@ class _Loss(nn.Module):
         return loss, {k: v.detach() if isinstance(v, Tensor) else v for k, v in logs.items()}
 
 
-def _accelerator(precision: str, given: Accelerator | None) -> tuple[Accelerator, str, str]:
-    if given is not None:
-        dtype = "bf16" if given.mixed_precision == "bf16" else "fp32"
-        return given, dtype, f"{dtype}: as the given accelerator (mixed_precision={given.mixed_precision})"
-    capable, use, reason = choose_precision(precision, processes().device)
+def _accelerator(wanted: str) -> tuple[Accelerator, str, str]:
+    """An accelerator, the precision in use and why: bf16 if it is wanted and the device is quick in it."""
+    device = processes().device
+    if device.type == "cuda":
+        capable = torch.cuda.is_bf16_supported(including_emulation=False)
+        why = f"{torch.cuda.get_device_name(device)} {'computes' if capable else 'does not compute'} in bf16"
+    elif device.type == "cpu":
+        units = sorted(unit for unit, there in torch.cpu.get_capabilities().items() if "bf16" in unit and there)
+        capable = bool(units)
+        why = f"the CPU has {', '.join(units) or 'no bf16 unit, so that bf16 would be slower'}"
+    else:
+        capable, why = False, f"bf16 autocast is not used on {device.type}"
+    use = capable and wanted == "bf16"
+    if wanted == "fp32":
+        why = "the configuration says precision=fp32"
     # Accelerate fixes mixed_precision for the life of a process, yet two runs in a notebook may differ in it:
     # so it follows the hardware, and autocast is switched for each run.
     handlers = [AutocastKwargs(enabled=use), DistributedDataParallelKwargs(find_unused_parameters=True)]
     accelerator = Accelerator(mixed_precision="bf16" if capable else "no", kwargs_handlers=handlers)
-    return accelerator, "bf16" if use else "fp32", reason
+    return accelerator, "bf16" if use else "fp32", f"{'bf16 autocast' if use else 'fp32'}: {why}"
 
 
 def _check(step: int, values: dict, lr: float, losses: deque, config: TrainConfig, path: Path) -> None:
@@ -269,42 +251,16 @@ def _check(step: int, values: dict, lr: float, losses: deque, config: TrainConfi
         remedy = "a lower learning_rate or clip_norm, or a higher spike_factor if batches differ this much"
     recent = ", ".join(f"{x:.4g}" for x in list(losses)[-5:]) or "none"
     kept = f"The last checkpoint is {path}" if path.exists() else "No checkpoint was written yet"
-    where = f"lr {lr:.3g}, losses before it {recent}"
-    raise TrainingStopped(f"step {step}: {what} ({where}). Try {remedy}. {kept}.")
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[set[signal.Signals]]:
-    """Collects SIGINT and SIGTERM instead of dying in the middle of a step; a second one acts at once."""
-    caught: set[signal.Signals] = set()
-    before = {}
-
-    def note(number: int, _frame: Any) -> None:
-        caught.add(signal.Signals(number))
-        signal.signal(number, before[number])
-
-    if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    raise TrainingStopped(f"step {step}: {what} (lr {lr:.3g}, losses before it {recent}). Try {remedy}. {kept}.")
 
 
 def _hardware(accelerator: Accelerator) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
-        names = (line.split(":", 1)[1].strip() for line in info.open() if line.startswith("model name"))
-        cpu = next(names, cpu)
+        cpu = next((line.split(":", 1)[1].strip() for line in info.open() if line.startswith("model name")), cpu)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = torch.cuda.get_device_name(accelerator.device) if accelerator.device.type == "cuda" else None
+    kind = accelerator.device.type
+    gpu = torch.cuda.get_device_name(accelerator.device) if kind == "cuda" else None
     hardware = {"cpu": cpu, "cores": cores, "threads": torch.get_num_threads(), "gpu": gpu}
-    device = gpu or (f"{cpu}, {cores} cores" if accelerator.device.type == "cpu" else accelerator.device.type)
+    device = gpu or (f"{cpu}, {cores} cores" if kind == "cpu" else kind)
     return hardware | {"processes": accelerator.num_processes, "device": device}
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}

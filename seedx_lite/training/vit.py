@@ -10,66 +10,26 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seedx_lite.artifacts import ensure
-from seedx_lite.data.token_truth import COLOUR_CLASSES, KIND_CLASSES, PART_CLASSES, POSE_CLASSES, token_truth
-from seedx_lite.models.vit import CLIP_MEAN, CLIP_STD, VisionTransformerWithAttnPool
-from seedx_lite.models.weights import build, load_tensors, read_folder, save_folder
+from seedx_lite.data.token_truth import (
+    COLOUR_CLASSES,
+    KIND_CLASSES,
+    PART_CLASSES,
+    POSE_CLASSES,
+    thing_weights,
+    token_truth,
+)
+from seedx_lite.models.readers import TokenHeads
+from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise
 from seedx_lite.presets import Preset
 from seedx_lite.training.loop import train
 from seedx_lite.training.text import FOLDERS, CaptionSource, new_text_encoders
 
 CLASSES = {"kind": KIND_CLASSES, "colour": COLOUR_CLASSES, "part": PART_CLASSES, "pose": POSE_CLASSES}
-
-
-def normalise(pictures: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] → [B, 3, H, W] with CLIP's mean and deviation, as `models.vit.preprocess` does for PIL."""
-    pixels = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2) / 255
-    mean, std = (torch.tensor(c)[:, None, None] for c in (CLIP_MEAN, CLIP_STD))
-    return (pixels - mean) / std
-
-
-class TokenHeads(nn.Module):
-    """Linear readers of single tokens, used in training and to show what a token knows.
-
-    dim: width of the tokens. cell: side in px of the square of the picture that belongs to a token. text_dims: widths
-    of the text encoders' pooled outputs, against which the mean of a small network over the tokens is matched.
-    """
-
-    def __init__(self, dim: int, cell: int, text_dims: tuple[int, int]):
-        super().__init__()
-        self.readers = nn.ModuleDict({name: nn.Linear(dim, len(classes)) for name, classes in CLASSES.items()})
-        self.readers["box"] = nn.Linear(dim, 4)
-        self.readers["place"] = nn.Linear(dim, 2)
-        self.readers["pixels"] = nn.Linear(dim, 3 * cell * cell)
-        self.image_projection = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, sum(text_dims)))
-        self.logit_scale = nn.Parameter(torch.full((2,), 2.66))
-        self.config = {"dim": dim, "cell": cell, "text_dims": list(text_dims)}
-
-    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
-        """tokens [B, T, D] → for each reader its raw output [B, T, …]."""
-        return {name: reader(tokens) for name, reader in self.readers.items()}
-
-    def embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens [B, T, D] → unit vectors to compare with those of the first and second text encoder."""
-        both = self.image_projection(tokens).mean(dim=1)
-        return tuple(F.normalize(part, dim=-1) for part in both.split(self.config["text_dims"], dim=-1))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`."""
-        save_folder(folder, type(self).__name__, self.config, self.state_dict(), torch.float32)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> TokenHeads:
-        """Reads what `save_pretrained` wrote (`heads/` in the ViT's artifact): float32, eval mode."""
-        config, tensors = read_folder(folder, cls.__name__)
-        heads = build(cls, config, folder)
-        load_tensors(heads, tensors, folder)
-        return heads.eval()
 
 
 class _ViTWithText(nn.Module):
@@ -108,12 +68,11 @@ def start_local(tower: VisionTransformerWithAttnPool) -> None:
 
 def dense_losses(read: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Losses of the token readers; colour, pose and box count only where there is something to read."""
-    losses = {}
+    losses, emphasis = {}, thing_weights(batch["kind"].float())  # [B, T]
     for name in CLASSES:
         scores, truth = read[name].flatten(0, 1).float(), batch[name].flatten().long()
-        counts = {"colour": truth > 0, "pose": batch["pose"].flatten() > 0}.get(name)
-        loss = F.cross_entropy(scores, truth, reduction="none")
-        losses[name] = loss.mean() if counts is None else loss[counts].sum() / counts.sum().clamp(min=1)
+        told = {"colour": truth > 0, "pose": batch["pose"].flatten() > 0}.get(name, emphasis.flatten())
+        losses[name] = (F.cross_entropy(scores, truth, reduction="none") * told).sum() / told.sum().clamp(min=1)
     things = batch["kind"] >= 2
     distance = (read["box"].float() - batch["box"]).abs().mean(-1)
     losses["box"] = 4 * (distance * things).sum() / things.sum().clamp(min=1)
@@ -121,7 +80,8 @@ def dense_losses(read: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str,
     steps = (torch.arange(side, device=things.device) + 0.5) / side
     places = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)  # [T, 2]: row, column
     losses["place"] = 4 * (read["place"].float() - places).abs().mean()
-    losses["pixels"] = F.mse_loss(read["pixels"].float(), batch["pixels"])
+    errors = (read["pixels"].float() - batch["pixels"]).square().mean(-1)
+    losses["pixels"] = (errors * emphasis).mean()
     return losses
 
 
@@ -138,8 +98,13 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
         tower = VisionTransformerWithAttnPool(**asdict(preset.vit))
         start_local(tower)
         dims = (preset.text_encoder.hidden_size, preset.text_encoder_2.projection_dim)
-        model = _ViTWithText(tower, TokenHeads(preset.vit.output_dim, cell, dims), first, second)
-        shares = {"full": 0.7, "partial": 0.3}
+        model = _ViTWithText(
+            tower,
+            TokenHeads(preset.vit.output_dim, cell, dims, {name: len(names) for name, names in CLASSES.items()}),
+            first,
+            second,
+        )
+        shares = {"full": 0.5, "partial": 0.2, "grounded": 0.3}
         captions = CaptionSource(tokenizer, "train", len(pictures), "broad", (size, size), shares)
 
         def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -148,11 +113,7 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
             cells = images.unfold(2, cell, cell).unfold(3, cell, cell)  # [B, 3, grid, grid, cell, cell]
             batch = {name: torch.from_numpy(getattr(truth, name)[chosen]) for name in (*CLASSES, "box")}
             pixels = cells.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # [B, T, 3·cell²]
-            return batch | {
-                "images": images,
-                "pixels": pixels,
-                "captions": captions.tokens(chosen.tolist(), generator),
-            }
+            return batch | {"images": images, "pixels": pixels, "captions": captions.tokens(chosen.tolist(), generator)}
 
         def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
             tokens = model.vit(batch["images"])  # [B, T, D]

@@ -14,15 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter
 PARTS = (
     "body", "head", "arm", "leg", "tail", "ear", "wheel", "window", "door", "roof", "trunk", "sail", "seat",
 )  # fmt: skip
-SMALL_PARTS = (
-    "arm",
-    "leg",
-    "tail",
-    "ear",
-    "wheel",
-    "window",
-    "door",
-)  # the details that a coarse code loses first
+SMALL_PARTS = ("arm", "leg", "tail", "ear", "wheel", "window", "door")  # the details that a coarse code loses first
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -57,16 +49,7 @@ class Brush:
     def polygon(self, points: list[Point], colour: Colour, part: str | None = None) -> None:
         self._paint("polygon", [self.px(point) for point in points], colour, part)
 
-    def box(
-        self,
-        x0: float,
-        y0: float,
-        x1: float,
-        y1: float,
-        colour: Colour,
-        part: str | None = None,
-        r: float = 0.0,
-    ):
+    def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour, part: str | None = None, r: float = 0.0):
         """A rectangle with corners rounded by `r`."""
         (xa, ya), (xb, yb) = self.px((x0, y0)), self.px((x1, y1))
         corners = (min(xa, xb), ya, max(xa, xb), yb)

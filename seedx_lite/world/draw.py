@@ -76,10 +76,7 @@ def _paint(scene: Scene, scale: int, with_truth: bool) -> tuple[Image.Image, Tru
         side = float(np.sign(scene.light - thing.x)) or 1.0
         layer = brush.lit(side, TINT[scene.sky], scene.style.outline * scale)
         left, top, _, _ = scene.box(thing)
-        corner = (
-            round(left * scene.width * scale) - brush.margin,
-            round(top * scene.height * scale) - brush.margin,
-        )
+        corner = (round(left * scene.width * scale) - brush.margin, round(top * scene.height * scale) - brush.margin)
         canvas.paste(layer, corner, layer)
         if truth is not None:
             truth.add(index, brush, corner)

@@ -234,11 +234,7 @@ def most_things(width: int, height: int) -> int:
 
 
 def sample_scene(
-    index: int,
-    split: str = "train",
-    mix: str = "narrow",
-    size: tuple[int, int] = (64, 64),
-    things: int | None = None,
+    index: int, split: str = "train", mix: str = "narrow", size: tuple[int, int] = (64, 64), things: int | None = None
 ) -> Scene:
     """Scene number `index` of a split: always the same for the same arguments.
 

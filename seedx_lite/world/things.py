@@ -149,13 +149,7 @@ def house(brush: Brush, colour: Colour, pose, rng, night: bool) -> None:
 def tree(brush: Brush, colour: Colour, pose, rng, night: bool) -> None:
     brush.polygon([(0.27, 0.55), (0.37, 0.55), (0.41, 1.0), (0.23, 1.0)], WOOD, "trunk")
     brush.polygon([(0.27, 0.55), (0.31, 0.55), (0.30, 1.0), (0.23, 1.0)], shade(WOOD, 0.8), "trunk")
-    crown = (
-        (0.32, 0.47, 0.22),
-        (0.16, 0.40, 0.16),
-        (0.48, 0.40, 0.16),
-        (0.22, 0.24, 0.17),
-        (0.42, 0.23, 0.17),
-    )
+    crown = ((0.32, 0.47, 0.22), (0.16, 0.40, 0.16), (0.48, 0.40, 0.16), (0.22, 0.24, 0.17), (0.42, 0.23, 0.17))
     for x, y, r in crown:
         brush.ellipse((x, y), r, r, shade(colour, 0.84), "body")
     brush.ellipse((0.32, 0.17), 0.17, 0.17, shade(colour, 0.84), "body")

@@ -17,10 +17,7 @@ def put(folder, *lines) -> str:
 
 def test_round_trip(images):
     """What is written is what is read, in the official keys, whatever the script of the text."""
-    samples = [
-        Conversation(images / "a.jpg", ("où ?", "左边", "q", "a")),
-        Conversation(None, ("hello", "hello world")),
-    ]
+    samples = [Conversation(images / "a.jpg", ("où ?", "左边", "q", "a")), Conversation(None, ("hello", "hello world"))]
     write(images / "train.jsonl", samples)
     lines = [json.loads(line) for line in (images / "train.jsonl").read_text().splitlines()]
     assert lines[0] == {"image": "a.jpg", "data": ["où ?", "左边", "q", "a"]}

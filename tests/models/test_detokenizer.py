@@ -44,11 +44,7 @@ def seeded():
 
 @pytest.fixture
 def batch():
-    return {
-        "latents": torch.randn(4, 4, 8, 8),
-        "image_embeds": torch.randn(4, POOLED, K),
-        "time_ids": torch.ones(4, 6),
-    }
+    return {"latents": torch.randn(4, 4, 8, 8), "image_embeds": torch.randn(4, POOLED, K), "time_ids": torch.ones(4, 6)}
 
 
 def predict(adapter, batch, channels=4):
@@ -77,10 +73,7 @@ def test_second_stage_starts_from_the_first():
     second = SDXLAdapterWithLatentImage(first.unet, first.resampler, full_ft=True)
     again = SDXLAdapterWithLatentImage(second.unet, second.resampler)
     assert again.unet.conv_in.in_channels == 8
-    assert {n for n in again.trained_names() if "conv_in" in n} == {
-        "unet.conv_in.weight",
-        "unet.conv_in.bias",
-    }
+    assert {n for n in again.trained_names() if "conv_in" in n} == {"unet.conv_in.weight", "unet.conv_in.bias"}
 
 
 def test_training_moves_keys_and_values_and_nothing_else_of_the_unet(batch):
@@ -196,9 +189,7 @@ def test_checkpoint_of_another_base(tmp_path):
     make_adapter().save_pretrained(tmp_path)
     other = make_unet()
     other.register_to_config(cross_attention_dim=20)
-    with pytest.raises(
-        ValueError, match=r"of another shape: .*attn2\.to_k\.weight \[16, 14\] instead of \[16, 20\]"
-    ):
+    with pytest.raises(ValueError, match=r"of another shape: .*attn2\.to_k\.weight \[16, 14\] instead of \[16, 20\]"):
         SDXLAdapter.from_pretrained(tmp_path, UNet2DConditionModel.from_config(other.config))
     with pytest.raises(FileNotFoundError, match=r"unet/config\.json is missing"):
         SDXLAdapter.from_pretrained(tmp_path, tmp_path)

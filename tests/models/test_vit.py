@@ -6,13 +6,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from seedx_lite.models.vit import (
-    CLIP_MEAN,
-    CLIP_STD,
-    VisionTransformerWithAttnPool,
-    pool_embeddings,
-    preprocess,
-)
+from seedx_lite.models.vit import CLIP_MEAN, CLIP_STD, VisionTransformerWithAttnPool, pool_embeddings, preprocess
 
 SIZES = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "heads": 2, "mlp_ratio": 2}
 QUERIES = {"n_queries": 16, "output_dim": 16, "pool_heads": 2}
@@ -92,9 +86,7 @@ def test_checkpoints_that_do_not_fit(vit, tmp_path):
     file, tensors = tmp_path / "model.safetensors", load_file(tmp_path / "model.safetensors")
     load = VisionTransformerWithAttnPool.from_pretrained
     save_file({**tensors, "proj": torch.zeros(8, 8)}, file)
-    with pytest.raises(
-        ValueError, match=r"of another shape: proj \[8, 8\] instead of \[16, 16\].*train this stage"
-    ):
+    with pytest.raises(ValueError, match=r"of another shape: proj \[8, 8\] instead of \[16, 16\].*train this stage"):
         load(tmp_path)
     save_file({"extra" if key == "proj" else key: value for key, value in tensors.items()}, file)
     with pytest.raises(ValueError, match=r"missing: proj; unexpected: extra"):

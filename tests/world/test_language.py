@@ -25,10 +25,7 @@ def test_vocabulary_is_exactly_what_is_said():
     said = set(language.words("."))  # ends a sentence of a reader's own
     for scene in SCENES + WIDE:
         texts = [write(scene, rng) for write in language.DETAILS.values()]
-        texts += [
-            language.grounded_description(scene, rng),
-            *("".join(pair) for pair in language.detections(scene)),
-        ]
+        texts += [language.grounded_description(scene, rng), *("".join(pair) for pair in language.detections(scene))]
         texts += [f"{question.text} {question.answer}" for question in questions(scene)]
         said.update(*map(language.words, texts))
     for index in range(500):
@@ -79,8 +76,7 @@ def test_readme_sentence_is_in_the_grammar():
     """Guards against a first example that the trained models were never told about."""
     assert set(language.words(README_SENTENCE)) <= set(language.vocabulary())
     scene = Scene(
-        (Thing("person", "red", 0.3, 0.9, 0.5, pose="waving"), Thing("car", "blue", 0.7, 0.9, 0.2)),
-        sky="sunset",
+        (Thing("person", "red", 0.3, 0.9, 0.5, pose="waving"), Thing("car", "blue", 0.7, 0.9, 0.2)), sky="sunset"
     )
     assert README_SENTENCE in {language.partial_caption(scene, seed) for seed in range(4000)}
     said = read_caption(README_SENTENCE)

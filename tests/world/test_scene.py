@@ -89,13 +89,7 @@ def test_boxes_are_in_fractions():
     thing = Thing("ball", "red", 0.5, 0.75, 0.5)
     assert Scene((thing,), width=128, height=64).box(thing) == pytest.approx((0.375, 0.25, 0.625, 0.75))
     assert Scene((thing,), width=64, height=128).box(thing) == pytest.approx((0.25, 0.5, 0.75, 0.75))
-    assert [replace(CAT, x=x).place for x in (-0.1, 0.3, 0.4, 0.7, 1.2)] == [
-        "left",
-        "left",
-        "middle",
-        "right",
-        "right",
-    ]
+    assert [replace(CAT, x=x).place for x in (-0.1, 0.3, 0.4, 0.7, 1.2)] == ["left", "left", "middle", "right", "right"]
 
 
 def test_dictionaries_come_back():

@@ -1,0 +1,1 @@
+"""What the models are worth: numbers with intervals, beside baselines and ceilings."""

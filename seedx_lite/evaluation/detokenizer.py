@@ -1,0 +1,252 @@
+"""The record of a de-tokenizer: its reconstructions of held-out scenes beside baselines and ceilings.
+
+Everything is measured on the narrow mix, at the preset's picture size. Settings of the sampler are compared on
+validation scenes; the record itself is of test scenes.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import SchedulerMixin
+from PIL import Image
+
+from seedx_lite.artifacts import project_path, read_manifest
+from seedx_lite.data.rendered import rendered
+from seedx_lite.evaluation.reconstruction import (
+    Target,
+    held_out,
+    judge,
+    nearest_pictures,
+    reconstruct,
+    round_trips,
+    to_latents,
+)
+from seedx_lite.evaluation.records import record_path, save_record
+from seedx_lite.evaluation.statistics import interval, mean_differences
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.presets import Preset
+
+RECORD = "detokenizer_stage1"
+STEPS, GUIDANCE = 25, 2.0
+TRAINING_PICTURES = 4000  # the first of the training scenes, for the baselines
+RECOMPUTED = 24  # scenes of a record that are drawn again to check it
+BASELINES = {
+    "mean": "mean training picture",
+    "nearest_mean": "training picture with the nearest mean embedding",
+    "nearest": "training picture with the nearest embeddings",
+}
+CEILINGS = {"original": "the pictures themselves", "vae": "VAE round trip"}
+
+
+def reconstruction_report(
+    preset: Preset,
+    folders: Mapping[str, Path],
+    count: int = 256,
+    seed: int = 0,
+    device: str = "cpu",
+    runs: str | Path = "runs",
+) -> dict[str, Any]:
+    """Measures a de-tokenizer on test scenes, as plain types for JSON.
+
+    folders: those of `DetokenizerPipeline.from_artifacts`. Per scene and in the mean: our reconstructions, the
+    baselines, the ceilings. Differences are ours minus baseline, paired by scene; intervals are 95 % over scenes.
+    """
+    began = time.perf_counter()
+    pipe = DetokenizerPipeline.from_artifacts(**folders).to(device)
+    targets = held_out(preset, min(count, preset.data.test_scenes))
+    indices, pictures = list(range(len(targets))), [target.picture for target in targets]
+    size = (preset.image_size, preset.image_size)
+    shown = min(TRAINING_PICTURES, preset.data.train_scenes)
+    training = rendered("train", shown, "narrow", size, project_path(runs) / "cache")
+    mean = training.mean(0).round().astype(np.uint8)
+    nearest = nearest_pictures(pipe, pictures, training)
+    drawing = time.perf_counter()
+    candidates = {
+        "ours": reconstruct(pipe, pictures, indices, STEPS, GUIDANCE, seed),
+        "mean": [mean] * len(targets),
+        **{name: [training[k] for k in chosen] for name, chosen in nearest.items()},
+        "original": pictures,
+        "vae": round_trips(pipe, pictures),
+    }
+    seconds = {"drawing": time.perf_counter() - drawing}
+    numbers = {name: judge(targets, drawn) for name, drawn in candidates.items()}
+    record = {
+        "preset": preset.name,
+        "seed": seed,
+        "artifacts": {name: read_manifest(folder)["id"] for name, folder in folders.items()},
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "training_pictures": shown,
+        "indices": indices,
+        "nearest": nearest,
+        "numbers": numbers,
+        "summary": {name: {metric: interval(v) for metric, v in n.items()} for name, n in numbers.items()},
+        "differences": {
+            name: {m: interval(np.subtract(numbers["ours"][m], v)) for m, v in numbers[name].items()}
+            for name in BASELINES
+        },
+        "tolerance": measure_tolerance(pipe, targets[:RECOMPUTED], numbers["ours"], seed),
+        "sweep": guidance_and_steps_sweep(pipe, preset),
+        "noise_levels": noise_levels(pipe, targets[:64], seed),
+        "mean_picture": _as_text(mean),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "numpy", "pillow")},
+        "device": str(pipe.device),
+        "threads": torch.get_num_threads(),
+    }
+    return _rounded(record | {"seconds": seconds | {"all": time.perf_counter() - began}})
+
+
+def measure_tolerance(
+    pipe: DetokenizerPipeline,
+    targets: Sequence[Target],
+    numbers: Mapping[str, Sequence[float]],
+    seed: int = 0,
+    threads: Sequence[int] = (1, 2),
+) -> dict[str, Any]:
+    """By how much `numbers`, those of the first scenes, differ when nothing but arithmetic does.
+
+    The scenes are drawn again with other numbers of threads, in another batch size, in float64, and with weights
+    rounded to float16, as they are shipped. "repeats" are the mean absolute differences; the tolerance of a metric is
+    three times the largest of them, and at least a hundredth of a level or a thousandth of IoU.
+    """
+    indices, pictures = list(range(len(targets))), [target.picture for target in targets]
+    reference = {metric: values[: len(targets)] for metric, values in numbers.items()}
+
+    def repeat(pipe: DetokenizerPipeline, **kwargs: Any) -> dict[str, float]:
+        return mean_differences(
+            reference, judge(targets, reconstruct(pipe, pictures, indices, STEPS, GUIDANCE, seed, **kwargs))
+        )
+
+    repeats, usual = {}, torch.get_num_threads()
+    for count in threads:
+        torch.set_num_threads(count)
+        repeats[f"threads {count}"] = repeat(pipe)
+    torch.set_num_threads(usual)
+    repeats["batches of 5"] = repeat(pipe, batch_size=5)
+    repeats["float64"] = repeat(copy.deepcopy(pipe).to(torch.float64))
+    repeats["float16 weights"] = repeat(copy.deepcopy(pipe).to(torch.float16).to(torch.float32))
+    least = {"colour_error": 0.01, "thing_iou": 0.001}
+    largest = {metric: max(repeat[metric] for repeat in repeats.values()) for metric in reference}
+    return {metric: max(3 * value, least[metric]) for metric, value in largest.items()} | {"repeats": repeats}
+
+
+def guidance_and_steps_sweep(
+    pipe: DetokenizerPipeline,
+    preset: Preset,
+    count: int = 32,
+    guidances: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 5.0),
+    steps: Sequence[int] = (5, 10, 25, 50),
+) -> list[dict[str, Any]]:
+    """Means with intervals on validation scenes: every guidance at `STEPS`, every number of steps at `GUIDANCE`."""
+    targets = held_out(preset, min(count, preset.data.validation_scenes), "validation")
+    indices, pictures = list(range(len(targets))), [target.picture for target in targets]
+    settings = {(STEPS, guidance) for guidance in guidances} | {(number, GUIDANCE) for number in steps}
+    rows = []
+    for number, guidance in sorted(settings):
+        numbers = judge(targets, reconstruct(pipe, pictures, indices, number, guidance))
+        row = {"steps": number, "guidance": guidance, "scenes": len(targets)}
+        rows.append(row | {metric: interval(values) for metric, values in numbers.items()})
+    return rows
+
+
+def mean_picture(record: Mapping[str, Any]) -> Image.Image:
+    """The mean training picture of a record."""
+    return Image.open(io.BytesIO(base64.b64decode(record["mean_picture"])))
+
+
+@torch.no_grad()
+def noise_levels(
+    pipe: DetokenizerPipeline,
+    targets: Sequence[Target],
+    seed: int = 0,
+    times: Sequence[int] = (100, 300, 500, 700, 900),
+) -> list[dict[str, float]]:
+    """How well one prediction of the U-Net tells the picture behind the noise, at several times.
+
+    Mean squared error of the estimated latents, which have a deviation of about 1: `with_embeddings` of the picture,
+    and `without`, with those of the zero picture.
+    """
+    images = [Image.fromarray(target.picture) for target in targets]
+    latents = to_latents(pipe, np.stack([target.picture for target in targets]))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
+    tokens = pipe.vit(pipe.vit.preprocess(images).to(pipe.dtype))
+    context, no_context, pooled, no_pooled = pipe.adapter.get_image_embeds(pipe.vit.zero_embeddings(), None, tokens)
+    rows = []
+    for time_ in times:
+        noisy = pipe.scheduler.add_noise(latents, noise, torch.tensor([time_]))
+        row = {"time": time_}
+        for name, given, summary in (("with_embeddings", context, pooled), ("without", no_context, no_pooled)):
+            added = {"text_embeds": summary, "time_ids": pipe.time_ids.expand(len(images), -1)}
+            predicted = pipe.unet(noisy, time_, given, added_cond_kwargs=added).sample
+            estimate = estimated_latents(pipe.scheduler, predicted, noisy, time_)
+            row[name] = float((estimate - latents).square().mean())
+        rows.append(row)
+    return rows
+
+
+def estimated_latents(
+    scheduler: SchedulerMixin, predicted: torch.Tensor, noisy: torch.Tensor, time_: int
+) -> torch.Tensor:
+    """The latents that a prediction implies: noisy = √ᾱ · latents + √(1 - ᾱ) · noise, solved for the latents."""
+    alpha = scheduler.alphas_cumprod[time_]
+    if scheduler.config.prediction_type == "v_prediction":
+        return alpha.sqrt() * noisy - (1 - alpha).sqrt() * predicted
+    return (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
+
+
+def evaluate(
+    preset: Preset, folders: Mapping[str, Path], seed: int = 0, count: int = 256, runs: str | Path = "runs"
+) -> Path:
+    """Measures, prints a table, writes the record and returns its path."""
+    record = reconstruction_report(preset, folders, count, seed, runs=runs)
+    print(table(record))
+    return save_record(RECORD, record, runs)
+
+
+def read_record(preset: str, runs: str | Path = "runs") -> dict[str, Any] | None:
+    """The record that `evaluate` wrote for a preset, or None. Raises ValueError for a damaged file."""
+    path = record_path(RECORD, preset, runs)
+    try:
+        return json.loads(path.read_text()) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); `git checkout` restores it, or measure it anew") from error
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """Means and 95 % intervals of a record, and the differences to the baselines, as lines of text."""
+    names = {"ours": "ours", **BASELINES, **CEILINGS}
+    rows = [(names[name], row) for name, row in record["summary"].items()]
+    rows += [(f"ours - {BASELINES[name]}", row) for name, row in record["differences"].items()]
+    title = f"{len(record['indices'])} held-out scenes, means [95 %]"
+    lines = [f"{title:<57}{'colour error':<20}thing IoU"]
+    for name, row in rows:
+        error, iou = row["colour_error"], row["thing_iou"]
+        told = f"{error['mean']:.1f} [{error['low']:.1f}, {error['high']:.1f}]"
+        lines.append(f"{name:<57}{told:<20}{iou['mean']:.3f} [{iou['low']:.3f}, {iou['high']:.3f}]")
+    return "\n".join(lines)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to six digits, so that a record can be read."""
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _as_text(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

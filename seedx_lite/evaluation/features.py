@@ -1,0 +1,243 @@
+"""What the visual embeddings know: matching captions, reading single tokens, and what pooling to N takes away.
+
+Axes: K scenes, T tokens of the vision encoder (a square grid of cells), N pooled tokens, c = T / N cells to each, D
+channels. Probes are linear maps fitted by least squares on other scenes than they are measured on. Each of them sees
+one token at a time and is not told which: the de-tokenizer's resampler does not see their order either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from seedx_lite.artifacts import read_manifest
+from seedx_lite.data.token_truth import COLOUR_CLASSES, KIND_CLASSES, PART_CLASSES, TokenTruth, token_truth
+from seedx_lite.evaluation.records import largest_difference, save_record
+from seedx_lite.models.readers import TokenHeads
+from seedx_lite.models.text import load_text_encoders
+from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
+from seedx_lite.world.brush import SMALL_PARTS
+from seedx_lite.world.language import canonical_caption
+from seedx_lite.world.scene import Scene, sample_scene
+
+CLASSES = {"kind": KIND_CLASSES, "colour": COLOUR_CLASSES, "part": PART_CLASSES}
+FIRST = {"kind": 2, "colour": 1, "part": 1}  # number of the first class that speaks of a thing
+SMALL = [PART_CLASSES.index(name) for name in SMALL_PARTS]  # limbs, wheels, windows: what is lost first
+NEAR = 0.05  # of the width: a centre read closer than this counts as found
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first K scenes of a split, their pictures uint8 [K, H, W, 3], the truth of each cell, tokens [K, T, D]."""
+
+    scenes: list[Scene]
+    pictures: np.ndarray
+    truth: TokenTruth
+    tokens: Tensor
+
+
+@torch.no_grad()
+def embed_split(tower: VisionTransformerWithAttnPool, split: str, count: int, mix: str = "narrow") -> Sample:
+    """Draws the scenes at the encoder's image size and embeds them."""
+    size, grid = (tower.image_size,) * 2, round(tower.config["n_queries"] ** 0.5)
+    pictures, truth = token_truth(split, count, mix, size, grid)
+    images = normalise(pictures).to(tower.proj.dtype)
+    tokens = torch.cat([tower(part) for part in images.split(64)]).float()
+    return Sample([sample_scene(index, split, mix, size) for index in range(count)], pictures, truth, tokens)
+
+
+@torch.no_grad()
+def retrieval(heads: TokenHeads, texts, sample: Sample) -> dict[str, float]:
+    """Share of pictures whose best caption among K fits, and the reverse (R@1), by the second text encoder.
+
+    texts: tokenizer and both encoders. Captions are the canonical full ones; one of another scene fits if it says the
+    same.
+    """
+    tokenizer, _, encoder = texts
+    captions = [canonical_caption(scene) for scene in sample.scenes]
+    ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    text = F.normalize(torch.cat([encoder(part).text_embeds for part in ids.split(64)]), dim=-1)
+    scores = heads.embed(sample.tokens)[1] @ text.T  # [K, K], a row for each picture
+    said = np.array(captions)
+    best = {"picture_to_caption": scores.argmax(dim=1), "caption_to_picture": scores.argmax(dim=0)}
+    return {name: float((said[index.numpy()] == said).mean()) for name, index in best.items()}
+
+
+def reading(read: dict[str, Tensor], truth: TokenTruth) -> dict[str, Any]:
+    """How well the linear readers trained with the encoder name what is under each token.
+
+    read: their output [K, T, …]. Shares of right answers: `kind` over all cells, `kind_on_things`, `colour` on things,
+    `small_part` and `pose` where there is one; `centre_near`: centre of the thing within 0.05 of the width; `kinds`:
+    for each kind that occurs.
+    """
+    things = truth.kind >= FIRST["kind"]
+    right = {name: read[name].argmax(-1).numpy() == getattr(truth, name) for name in ("kind", "colour", "part", "pose")}
+    found = _near(read["box"][..., :2].numpy(), truth.box[..., :2])
+    return {
+        "kind": float(right["kind"].mean()),
+        "kind_on_things": float(right["kind"][things].mean()),
+        "colour": float(right["colour"][things].mean()),
+        "small_part": float(right["part"][np.isin(truth.part, SMALL)].mean()),
+        "pose": float(right["pose"][truth.pose > 0].mean()),
+        "centre_near": float(found[things].mean()),
+        "kinds": {KIND_CLASSES[k]: float(right["kind"][truth.kind == k].mean()) for k in np.unique(truth.kind)},
+    }
+
+
+def fit_linear(x: np.ndarray, y: np.ndarray, ridge: float = 1e-4) -> Callable[[np.ndarray], np.ndarray]:
+    """Least squares with a constant, from x [M, D] to y [M, C]; returns the map. ridge: relative to the variance."""
+
+    def with_one(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, np.ones((len(x), 1))], axis=1, dtype=np.float64)
+
+    gram = with_one(x).T @ with_one(x)
+    damped = gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
+    weights = np.linalg.solve(damped, with_one(x).T @ y)  # [D + 1, C]
+    return lambda new: with_one(new) @ weights
+
+
+def probe(fit: Sample, test: Sample, n: int) -> dict[str, float]:
+    """What single tokens of N = `n` tell, by linear maps fitted on one sample and measured on the other.
+
+    `row_error`, `column_error`: of the token's own place, in cells. `centre_near`: share of tokens on one thing alone
+    that tell its centre within 0.05 of the width. The rest asks each token about all c of its cells. `things`: which of
+    them show a thing, as intersection over union. `kind`, `colour`, `small_part`: what that is, given that there is
+    one, as share of right answers.
+    """
+    x, x_test = (pool_embeddings(s.tokens, n).flatten(0, 1).numpy() for s in (fit, test))  # [K·N, D]
+    told = fit_linear(x, _places(fit, n))(x_test)
+    errors = np.abs(told - _places(test, n)).mean(axis=0)
+    result = {"row_error": float(errors[0]), "column_error": float(errors[1])}
+    (on, centres), (on_test, centres_test) = _centres(fit, n), _centres(test, n)
+    told = fit_linear(x[on], centres[on])(x_test[on_test])
+    result["centre_near"] = float(_near(told, centres_test[on_test]).mean())
+    there, there_test = ((s.truth.kind >= FIRST["kind"]).reshape(len(s.tokens) * n, -1) for s in (fit, test))
+    told = fit_linear(x, there)(x_test) > 0.5
+    result["things"] = float((told & there_test).sum() / (told | there_test).sum())
+    for name, first in FIRST.items():
+        truth, truth_test = (getattr(s.truth, name).reshape(len(s.tokens) * n, -1) for s in (fit, test))  # [K·N, c]
+        codes = np.eye(len(CLASSES[name]))[:, first:]  # nothing to tell: zeros
+        rows, rows_test = (truth >= first).any(axis=1), (truth_test >= first).any(axis=1)
+        read, asked = fit_linear(x[rows], codes[truth[rows]].reshape(rows.sum(), -1)), truth_test[rows_test]
+        told = first + read(x_test[rows_test]).reshape(*asked.shape, -1).argmax(axis=-1)
+        counts = np.isin(asked, SMALL) if name == "part" else asked >= first
+        result["small_part" if name == "part" else name] = float((told == asked)[counts].mean())
+    return result
+
+
+def variance_share(tokens: Tensor, directions: int = 3) -> float:
+    """Share of the tokens' variance that lies along the `directions` largest of its principal directions."""
+    values = torch.linalg.eigvalsh(torch.cov(tokens.flatten(0, 1).double().T))
+    return float(values[-directions:].sum() / values.sum())
+
+
+def nearest(tokens: Tensor) -> np.ndarray:
+    """For each of K pictures the one with the most similar mean embedding, other than itself: [K]. Cosine, centred."""
+    means = tokens.mean(dim=1)
+    means = F.normalize(means - means.mean(dim=0), dim=-1)
+    return (means @ means.T).fill_diagonal_(-2).argmax(dim=1).numpy()
+
+
+def neighbours(sample: Sample) -> dict[str, dict[str, float]]:
+    """Share of pictures that agree with their nearest neighbour in sky, ground, and at least one thing (kind and
+    colour); beside it the same share over all pairs."""
+    near, scenes = nearest(sample.tokens), sample.scenes
+    things = [{(thing.kind, thing.colour) for thing in scene.things} for scene in scenes]
+    same = {
+        "sky": lambda i, j: scenes[i].sky == scenes[j].sky,
+        "ground": lambda i, j: scenes[i].ground == scenes[j].ground,
+        "a_thing": lambda i, j: bool(things[i] & things[j]),
+    }
+    every = range(len(scenes))
+    pairs = [(i, j) for i in every for j in every if i != j]
+    return {
+        "nearest": {name: float(np.mean([test(i, near[i]) for i in every])) for name, test in same.items()},
+        "any_pair": {name: float(np.mean([test(i, j) for i, j in pairs])) for name, test in same.items()},
+    }
+
+
+@torch.no_grad()
+def reach(tower: VisionTransformerWithAttnPool, pictures: np.ndarray) -> dict[str, float]:
+    """Mean distance, in widths of the picture, from a query's place to the patches that it reads (attention pooling);
+    `uniform` is that of a query that reads all patches alike."""
+    _, weights = tower.attn_pool(tower.grid_tokens(normalise(pictures)), return_attention=True)  # [K, heads, T, L]
+    weights = weights.mean(dim=(0, 1))  # [T, L]
+    queries, patches = (_grid_places(count) for count in weights.shape)
+    distance = torch.cdist(queries, patches)
+    return {"attention": float((weights * distance).sum(dim=1).mean()), "uniform": float(distance.mean())}
+
+
+def vit_report(
+    vit_folder: str | Path, split: str = "test", count: int = 256, fit: int = 480, as_shipped: bool = False
+) -> dict[str, Any]:
+    """All numbers of notebook 01: on the first `count` scenes of a split, probes fitted on `fit` validation scenes.
+
+    as_shipped: weights rounded to float16, and the encoder computes in float64.
+    """
+    tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
+    heads = TokenHeads.from_pretrained(Path(vit_folder) / "heads")
+    if as_shipped:
+        tower, heads = tower.half().double(), heads.half().float()
+    test, other = embed_split(tower, split, count), embed_split(tower, "validation", fit)
+    about, tokens = read_manifest(vit_folder), tower.config["n_queries"]
+    with torch.no_grad():
+        read = heads(test.tokens)
+    return {
+        "preset": about["preset"],
+        "artifacts": {about["stage"]: about["id"]},
+        "split": split,
+        "scenes": count,
+        "fit_scenes": fit,
+        "retrieval": retrieval(heads, load_text_encoders(vit_folder), test),
+        "reading": reading(read, test.truth),
+        "probe": {str(n): probe(other, test, n) for n in (tokens, tokens // 4, tokens // 8)},
+        "pca_share": variance_share(test.tokens),
+        "neighbours": neighbours(test),
+        "reach": reach(tower.float(), test.pictures[:32]),
+    }
+
+
+def evaluate(vit_folder: str | Path, runs: str | Path = "runs", count: int = 256, fit: int = 480) -> Path:
+    """Measures, writes the record `vit` and returns its path.
+
+    Its tolerance is three times the largest change of any number in a repeat with other arithmetic, at least .005.
+    """
+    record = vit_report(vit_folder, count=count, fit=fit)
+    change = largest_difference(record, vit_report(vit_folder, count=count, fit=fit, as_shipped=True))
+    return save_record("vit", record | {"tolerance": max(0.005, 3 * change)}, runs)
+
+
+def _near(told: np.ndarray, true: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(told - true, axis=-1) <= NEAR
+
+
+def _places(sample: Sample, n: int) -> np.ndarray:
+    """Row and column of each pooled token's middle, in cells: [K·N, 2]."""
+    count, cells = sample.tokens.shape[:2]
+    rows, columns = np.divmod(np.arange(cells), round(cells**0.5))
+    middles = np.stack([rows, columns], axis=1).reshape(n, -1, 2).mean(axis=1)  # [N, 2]
+    return np.tile(middles, (count, 1))
+
+
+def _centres(sample: Sample, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which pooled tokens lie on one thing alone, bool [K·N], and the centre (x, y) of that thing, [K·N, 2]."""
+    on = (sample.truth.kind >= FIRST["kind"]).reshape(-1, sample.tokens.shape[1] // n)  # [K·N, c]
+    boxes = sample.truth.box.reshape(*on.shape, 4)
+    low = np.where(on[..., None], boxes, np.inf).min(axis=1)
+    high = np.where(on[..., None], boxes, -np.inf).max(axis=1)
+    alone = on.any(axis=1) & (low == high).all(axis=1)
+    return alone, np.where(alone[:, None], low[:, :2], 0)
+
+
+def _grid_places(count: int) -> Tensor:
+    """Middles of the cells of a square grid, row by row, in widths: [count, 2]."""
+    side = round(count**0.5)
+    steps = (torch.arange(side) + 0.5) / side
+    return torch.cartesian_prod(steps, steps)

@@ -1,0 +1,192 @@
+"""How much of a picture survives the way through the visual embeddings, measured against the true scene.
+
+Two numbers for each held-out scene. `colour_error`: mean absolute difference per channel, in levels of 0..255, over the
+pixels where things are seen. `thing_iou`: in the box of each thing, grown by a quarter, the pixels that look more like
+that thing than like the scene without it, against those where it is; intersection over union, mean over the things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from seedx_lite.data.rendered import scenes
+from seedx_lite.models.vit import pool_embeddings
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.presets import Preset
+from seedx_lite.world.draw import render, render_truth
+from seedx_lite.world.scene import Scene
+
+METRICS = {"colour_error": "lower", "thing_iou": "higher"}  # and which is better
+PALETTE, GROWTH = 6, 0.25
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a picture of one scene is judged by; K things, H×W pixels.
+
+    picture: uint8 [H, W, 3]. masks: bool [K, H, W], where each thing is seen. windows: bool [K, H, W], its grown box
+    without the pixels of other things. palettes: per thing its main colours, float [≤ 6, 3]. without: uint8
+    [K, H, W, 3], the picture without it: what is behind it inside its mask, unchanged (also its shadow) outside.
+    """
+
+    picture: np.ndarray
+    masks: np.ndarray
+    windows: np.ndarray
+    palettes: tuple[np.ndarray, ...]
+    without: np.ndarray
+
+    @classmethod
+    def of(cls, scene: Scene) -> Target:
+        """Draws the scene, once whole and once without each thing."""
+        image, truth = render_truth(scene)
+        picture, masks = np.asarray(image), truth.masks
+        windows = [_grown(box, mask.shape) for box, mask in zip(truth.boxes, masks, strict=True)]
+        behind = [render(replace(scene, things=scene.things[:k] + scene.things[k + 1 :])) for k in range(len(masks))]
+        return cls(
+            picture,
+            masks,
+            np.stack(windows) & (masks | ~masks.any(0)),
+            tuple(main_colours(picture[mask]) for mask in masks),
+            np.where(masks[..., None], np.stack([np.asarray(image) for image in behind]), picture),
+        )
+
+
+def _grown(box: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A box (left, top, right, bottom in px), grown by `GROWTH` about its middle, as a mask."""
+    margin = GROWTH / 2 * np.array([box[2] - box[0], box[3] - box[1]])
+    left, top = np.maximum(0, np.floor(box[:2] - margin)).astype(int)
+    right, bottom = np.ceil(box[2:] + margin).astype(int)
+    mask = np.zeros(shape, dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def main_colours(pixels: np.ndarray, count: int = PALETTE, rounds: int = 12) -> np.ndarray:
+    """At most `count` colours that stand for `pixels` [P, 3], by k-means: float [≤ count, 3], the same on every call.
+
+    It starts from the median pixel and then, one by one, from the pixel farthest from all starts so far.
+    """
+    pixels = pixels.astype(np.float64)
+    centres = np.median(pixels, axis=0, keepdims=True)
+    while len(centres) < count and (gaps := _distances(pixels, centres).min(1)).max() > 0:
+        centres = np.concatenate([centres, pixels[[gaps.argmax()]]])
+    for _ in range(rounds):
+        nearest = _distances(pixels, centres).argmin(1)
+        centres = np.stack([pixels[nearest == k].mean(0) for k in np.unique(nearest)])
+    return centres
+
+
+def _distances(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
+    """Euclidean distances [P, C] of pixels [P, 3] to colours [C, 3]."""
+    return np.linalg.norm(pixels[:, None].astype(np.float64) - colours, axis=2)
+
+
+def colour_error(target: Target, picture: np.ndarray) -> float:
+    """Mean absolute difference per channel over the pixels of the things, in levels of 0..255."""
+    seen = target.masks.any(0)
+    return float(np.abs(picture[seen].astype(np.float64) - target.picture[seen]).mean())
+
+
+def thing_iou(target: Target, picture: np.ndarray) -> float:
+    """Mean over the things of the overlap between where each is and where it seems to be, 0 to 1."""
+    scores = []
+    for mask, window, palette, without in zip(
+        target.masks, target.windows, target.palettes, target.without, strict=True
+    ):
+        pixels = picture[window]
+        to_thing = _distances(pixels, palette).min(1)
+        to_rest = np.linalg.norm(pixels.astype(np.float64) - without[window], axis=1)
+        seems, there = to_thing < to_rest, mask[window]
+        scores.append((seems & there).sum() / (seems | there).sum())
+    return float(np.mean(scores))
+
+
+def judge(targets: Sequence[Target], pictures: Sequence[np.ndarray]) -> dict[str, list[float]]:
+    """Both numbers of each picture: uint8 [H, W, 3], as large as its scene.
+
+    Raises ValueError for a picture of another size or kind, and another number of them.
+    """
+    if len(targets) != len(pictures):
+        raise ValueError(f"{len(pictures)} pictures for {len(targets)} scenes; give one for each")
+    for number, (target, picture) in enumerate(zip(targets, pictures, strict=True)):
+        if picture.shape != target.picture.shape or picture.dtype != np.uint8:
+            expected = f"uint8 {list(target.picture.shape)}, like its scene"
+            raise ValueError(f"picture {number} is {picture.dtype} {list(picture.shape)}, expected {expected}")
+    pairs = list(zip(targets, pictures, strict=True))
+    return {"colour_error": [colour_error(*pair) for pair in pairs], "thing_iou": [thing_iou(*pair) for pair in pairs]}
+
+
+def held_out(preset: Preset, count: int, split: str = "test") -> list[Target]:
+    """The first `count` scenes of a split, drawn, with what they are judged by."""
+    size = (preset.image_size, preset.image_size)
+    chosen = scenes(split, count, "narrow", size)
+    return [Target.of(scene) for scene in tqdm(chosen, desc=f"{split} scenes", disable=count < 64)]
+
+
+def reconstruct(
+    pipe: DetokenizerPipeline,
+    pictures: Sequence[np.ndarray],
+    indices: Sequence[int],
+    steps: int = 25,
+    guidance: float = 2.0,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[np.ndarray]:
+    """Pictures uint8 [H, W, 3] by way of their embeddings. The noise of each depends on its index and `seed` only."""
+    generators = [torch.Generator().manual_seed(1_000_000 * seed + index) for index in indices]
+    images = [Image.fromarray(picture) for picture in pictures]
+    drawn = pipe(images, steps, guidance, generators, batch_size=batch_size).images
+    return [np.asarray(image) for image in drawn]
+
+
+@torch.no_grad()
+def nearest_pictures(
+    pipe: DetokenizerPipeline, pictures: Sequence[np.ndarray], training: np.ndarray, batch: int = 64
+) -> dict[str, list[int]]:
+    """For each picture the training picture of highest cosine between the means of their embeddings ("nearest_mean"),
+    and between all their pooled embeddings ("nearest"), as indices."""
+
+    def embed(some: Sequence[np.ndarray]) -> torch.Tensor:
+        parts = []
+        for start in tqdm(range(0, len(some), batch), desc="visual embeddings"):
+            images = [Image.fromarray(picture) for picture in some[start : start + batch]]
+            tokens = pipe.vit(pipe.vit.preprocess(images))  # [B, T, D]
+            parts.append(pool_embeddings(tokens, tokens.shape[1] // pipe.config.vit_down).cpu())
+        return torch.cat(parts)  # [K, N, D]
+
+    def closest(a: torch.Tensor, b: torch.Tensor) -> list[int]:
+        return (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).argmax(1).tolist()
+
+    ours, theirs = embed(pictures), embed(training)
+    return {
+        "nearest_mean": closest(ours.mean(1), theirs.mean(1)),
+        "nearest": closest(ours.flatten(1), theirs.flatten(1)),
+    }
+
+
+@torch.no_grad()
+def round_trips(pipe: DetokenizerPipeline, pictures: Sequence[np.ndarray], batch: int = 32) -> list[np.ndarray]:
+    """Pictures through the VAE alone: what is lost here, no de-tokenizer can bring back."""
+    drawn = []
+    for start in range(0, len(pictures), batch):
+        drawn += list(to_pictures(pipe, to_latents(pipe, np.stack(pictures[start : start + batch]))))
+    return drawn
+
+
+def to_latents(pipe: DetokenizerPipeline, pictures: np.ndarray) -> torch.Tensor:
+    """Pictures uint8 [B, H, W, 3] → latents [B, 4, h, w] as the U-Net knows them, times the scaling factor."""
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(pipe.device, pipe.dtype) / 127.5 - 1
+    return pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+
+
+def to_pictures(pipe: DetokenizerPipeline, latents: torch.Tensor) -> np.ndarray:
+    """The inverse of `to_latents`, as far as the VAE is one."""
+    pixels = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.float()  # [B, 3, H, W]
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()

@@ -1,0 +1,80 @@
+"""Stored results, and whether a number computed again agrees with them.
+
+The record of `lite` comes with the project, as data_samples/results/NAME.json; those of other presets are written to
+runs/<preset>/NAME.json. A record is a dict with the `preset` and the `artifacts` (stage → id) that it was measured on,
+its numbers, and a `tolerance`: by how much they may differ when nothing but arithmetic does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from seedx_lite.artifacts import project_path
+
+
+def record_path(name: str, preset: str, runs: str | Path = "runs") -> Path:
+    """Where the record of a preset is."""
+    return project_path("data_samples/results" if preset == "lite" else Path(runs) / preset) / f"{name}.json"
+
+
+def save_record(name: str, record: Mapping[str, Any], runs: str | Path = "runs") -> Path:
+    """Writes the record in one move, floats to four decimals; returns its path."""
+    path = record_path(name, record["preset"], runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(_rounded(record), indent=1) + "\n")
+    return draft.replace(path)
+
+
+def load_record(name: str, preset: str, runs: str | Path = "runs") -> dict[str, Any] | None:
+    """The stored record, or None when there is none of this preset. Raises ValueError for a damaged file."""
+    path = record_path(name, preset, runs)
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        return record | {"tolerance": float(record["tolerance"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); `git checkout` restores it, or measure it anew") from error
+
+
+def numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """All floats of a record under dotted keys, such as `retrieval.picture_to_caption`."""
+    found: dict[str, float] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            found |= numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            found[prefix + key] = value
+    return found
+
+
+def largest_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Over the numbers that both records have."""
+    a, b = numbers(one), numbers(other)
+    return max(abs(a[key] - b[key]) for key in a.keys() & b.keys())
+
+
+def verdict(stored: Mapping[str, Any] | None, computed: Mapping[str, Any], key: str) -> str:
+    """A stored number, and whether the computed one is within the record's tolerance of it, for a notebook to print.
+
+    The computed number is told only where it disagrees, or where nothing is stored: it differs between machines in its
+    last digits, and outputs are compared letter by letter.
+    Raises KeyError when there is no such number.
+    """
+    new = numbers(computed)[key]
+    if stored is None:
+        return f"computed {new:.3f}, no stored record for this preset"
+    old, tolerance = numbers(stored)[key], stored["tolerance"]
+    return f"{old:<6} computed again: " + (
+        f"agrees, ± {tolerance}" if abs(new - old) <= tolerance else f"DIFFERS, {new:.4f}"
+    )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    return round(value, 4) if isinstance(value, float) else value

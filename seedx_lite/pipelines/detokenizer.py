@@ -1,0 +1,253 @@
+"""The de-tokenizer as a diffusers pipeline (paper §3.1): pictures or visual embeddings in, pictures out.
+
+Axes: B pictures, T tokens of the vision encoder, N pooled visual embeddings, D their channels, h, w latent height and
+width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+from torch import Generator, Tensor, nn
+
+from seedx_lite.models.detokenizer import Conditioning, SDXLAdapter
+from seedx_lite.models.resamplers import ResamplerXLV2
+from seedx_lite.models.vit import VisionTransformerWithAttnPool
+from seedx_lite.models.weights import build, load_tensors, read_folder, save_folder
+
+
+class DetokenizerPipeline(DiffusionPipeline):
+    """Decodes visual embeddings; fed with a picture, it draws what the vision encoder has kept of it.
+
+    Args:
+        vit: the vision encoder.
+        vae, unet, scheduler: of an SDXL-type pipeline; the U-Net's keys and values belong to the resampler.
+        resampler: visual embeddings to what the U-Net reads.
+        vit_down: run of consecutive vision tokens averaged to one embedding, N = T / vit_down.
+        official: pictures skip that average, as in the released code (see `SDXLAdapter`).
+    """
+
+    def __init__(
+        self,
+        vit: VisionTransformerWithAttnPool,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel,
+        resampler: ResamplerXLV2,
+        scheduler: SchedulerMixin,
+        vit_down: int = 4,
+        official: bool = False,
+    ) -> None:
+        super().__init__()
+        self.register_modules(vit=vit, vae=vae, unet=unet, resampler=resampler, scheduler=scheduler)
+        self.register_to_config(vit_down=vit_down, official=official)
+
+    @classmethod
+    def from_artifacts(cls, vit: str | Path, sdxl: str | Path, adapter: str | Path) -> Self:
+        """From the folders of the three stages, `adapter` being trained on `sdxl`, an SDXL-type pipeline.
+
+        Raises FileNotFoundError or ValueError that names the file, the keys and what to do.
+        """
+        trained = SDXLAdapter.from_pretrained(adapter, sdxl)
+        return cls(
+            VisionTransformerWithAttnPool.from_pretrained(vit),
+            AutoencoderKL.from_pretrained(sdxl, subfolder="vae", torch_dtype=torch.float32),
+            trained.unet,
+            trained.resampler,
+            _read_scheduler(Path(sdxl)),
+            vit_down=trained.config["vit_down"],
+            official=trained.config["official"],
+        )
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write all parts to `save_directory`, one folder each; `kwargs` go to those of diffusers."""
+        folder = Path(save_directory)
+        for name, part in self.components.items():
+            if isinstance(part, ResamplerXLV2):
+                save_folder(folder / name, "ResamplerXLV2", part.config, part.state_dict(), torch.float32)
+            else:
+                part.save_pretrained(folder / name, **({} if name == "vit" else kwargs))
+        self.save_config(folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Self:
+        """Read a folder of `save_pretrained`. Raises FileNotFoundError or ValueError that names the file."""
+        folder = Path(folder)
+        index = folder / cls.config_name
+        if not index.is_file():
+            raise FileNotFoundError(f"{index} is missing; give a folder that {cls.__name__}.save_pretrained wrote")
+        settings = json.loads(index.read_text())
+        if settings.get("_class_name") != cls.__name__:
+            raise ValueError(f"{index} is of a {settings.get('_class_name')}, expected {cls.__name__}")
+        config, tensors = read_folder(folder / "resampler", "ResamplerXLV2")
+        resampler = build(ResamplerXLV2, config, folder / "resampler")
+        load_tensors(resampler, tensors, folder / "resampler")
+        return cls(
+            VisionTransformerWithAttnPool.from_pretrained(folder / "vit").to(torch_dtype),
+            AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch_dtype),
+            UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch_dtype),
+            resampler.eval().to(torch_dtype),
+            _read_scheduler(folder),
+            vit_down=settings["vit_down"],
+            official=settings["official"],
+        )
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move all parts, as `torch.nn.Module.to` does."""
+        for part in self.components.values():
+            if isinstance(part, nn.Module):
+                part.to(*args, **kwargs)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net is."""
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In what the U-Net computes."""
+        return self.unet.dtype
+
+    @property
+    def image_size(self) -> int:
+        """Side of the pictures that come out, in px."""
+        return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def time_ids(self) -> Tensor:
+        """SDXL's size conditioning of a whole picture, [1, 6]: original size, crop corner, target size, in px."""
+        return torch.tensor([[self.image_size] * 2 + [0, 0] + [self.image_size] * 2], device=self.device).to(self.dtype)
+
+    @property
+    def adapter(self) -> SDXLAdapter:
+        """U-Net and resampler as one. They may be in training elsewhere: what is trained there stays as it is."""
+        parameters = [*self.unet.parameters(), *self.resampler.parameters()]
+        trained = [parameter.requires_grad for parameter in parameters]
+        adapter = SDXLAdapter(self.unet, self.resampler, vit_down=self.config.vit_down, official=self.config.official)
+        for parameter, flag in zip(parameters, trained, strict=True):
+            parameter.requires_grad_(flag)
+        return adapter
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images_or_embeddings: Image.Image | list[Image.Image] | Tensor,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 2.0,
+        generator: Generator | list[Generator] | None = None,
+        output_type: str = "pil",
+        batch_size: int = 32,
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Draw one picture for each that is given.
+
+        The noise is drawn picture by picture, on the generator's device (without one, the CPU): a result depends
+        neither on the rest of its batch nor on the pipeline's device.
+
+        Args:
+            images_or_embeddings: a picture, or a list of them, of any size and mode; or visual embeddings, pooled
+                [B, N, D] or as they leave the vision encoder [B, T, D].
+            num_inference_steps: steps of the scheduler.
+            guidance_scale: how far to go from what the zero picture predicts to what the embeddings predict; more
+                than 1 exaggerates. At 1 or below, the zero picture is not asked at all.
+            generator: one that serves all pictures in turn, or (best, with a scheduler that adds noise) one for each.
+            output_type: "pil"; "np" [B, H, W, 3] or "pt" [B, 3, H, W] in 0..1; "latent" [B, 4, h, w].
+            batch_size: pictures drawn at once; it changes memory and speed only.
+            return_dict: False returns a tuple.
+
+        Raises TypeError or ValueError that says what was given, what is expected and what to do.
+        """
+        for name, value in (("num_inference_steps", num_inference_steps), ("batch_size", batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type={output_type!r}: expected one of pil, np, pt, latent")
+        given = self._checked(images_or_embeddings)
+        generators = generator if isinstance(generator, list) else [generator] * len(given)
+        if len(generators) != len(given):
+            raise ValueError(f"{len(generators)} generators for {len(given)} pictures; give one for each, or just one")
+        shape = (self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
+        noise = [torch.randn(shape, generator=g, device=g.device if g else "cpu").cpu() for g in generators]
+
+        zero = self.vit.zero_embeddings()  # [1, T, D]
+        parts, drawn = [slice(start, start + batch_size) for start in range(0, len(given), batch_size)], []
+        with self.progress_bar(total=len(parts) * num_inference_steps) as bar:
+            for part in parts:
+                latents = torch.stack(noise[part]).to(self.device, self.dtype)
+                self.scheduler.set_timesteps(num_inference_steps, device=self.device)
+                conditioning = self._condition(given[part], zero)
+                latents = self._denoise(latents, conditioning, guidance_scale, generators[part], bar)
+                if output_type != "latent":
+                    latents = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+                drawn.append(latents)
+        images = VaeImageProcessor().postprocess(torch.cat(drawn), output_type=output_type)
+        return ImagePipelineOutput(images) if return_dict else (images,)
+
+    def _checked(self, given: Any) -> list[Image.Image] | Tensor:
+        """The input as a list of pictures or as embeddings [B, N or T, D]."""
+        given = [given] if isinstance(given, Image.Image) else given
+        if isinstance(given, list) and all(isinstance(item, Image.Image) for item in given):
+            if not given:
+                raise ValueError("an empty list of pictures; give at least one")
+            return given
+        if not isinstance(given, Tensor):
+            kinds = {type(item).__name__ for item in given} if isinstance(given, list) else {type(given).__name__}
+            raise TypeError(f"got {sorted(kinds)}, expected a PIL picture, a list of them, or a tensor of embeddings")
+        tokens, width = self.vit.config["n_queries"], self.vit.config["output_dim"]
+        pooled = tokens // self.config.vit_down
+        if given.ndim != 3 or not len(given) or given.shape[1] not in (pooled, tokens) or given.shape[2] != width:
+            raise ValueError(
+                f"embeddings of shape {list(given.shape)}; this de-tokenizer reads [B, {pooled}, {width}] (pooled) or "
+                f"[B, {tokens}, {width}] (unpooled), B at least 1, from the vision encoder it was trained with"
+            )
+        return given
+
+    def _condition(self, given: list[Image.Image] | Tensor, zero: Tensor) -> Conditioning:
+        """What the U-Net reads for a batch; `zero` [1, T, D] are the embeddings of the zero picture."""
+        if not isinstance(given, Tensor):
+            given = self.vit(self.vit.preprocess(given).to(zero.dtype))  # [B, T, D]
+        name = "image_tokens" if given.shape[1] == zero.shape[1] else "image_embeds"
+        zero, tokens = (tensor.to(self.device, self.dtype) for tensor in (zero, given))
+        return self.adapter.get_image_embeds(zero, **{name: tokens})
+
+    def _denoise(
+        self, latents: Tensor, conditioning: Conditioning, guidance: float, generators: list[Generator | None], bar: Any
+    ) -> Tensor:
+        """Noise [B, 4, h, w] → latents of pictures, along the timesteps that the scheduler is set to."""
+        guided = guidance > 1
+        context, negative_context, pooled, negative_pooled = conditioning
+        if guided:
+            context, pooled = torch.cat([negative_context, context]), torch.cat([negative_pooled, pooled])
+        added = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(pooled), -1)}
+        stochastic = "generator" in inspect.signature(self.scheduler.step).parameters  # may add noise on its way
+        draws = {"generator": generators} if stochastic and generators[0] else {}
+        latents = latents * self.scheduler.init_noise_sigma
+        for time in self.scheduler.timesteps:
+            noisy = self.scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time)  # [B or 2B, 4, h, w]
+            predicted = self.unet(noisy, time, context, added_cond_kwargs=added).sample
+            if guided:
+                without, with_ = predicted.chunk(2)
+                predicted = without + guidance * (with_ - without)
+            latents = self.scheduler.step(predicted, time, latents, **draws).prev_sample
+            bar.update()
+        return latents
+
+
+def _read_scheduler(folder: Path) -> SchedulerMixin:
+    """The scheduler of a pipeline's folder, of the class that its configuration names."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; give the folder of a whole pipeline")
+    try:
+        name = json.loads(file.read_text())["_class_name"]
+        return getattr(diffusers, name).from_pretrained(folder, subfolder="scheduler")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}); restore it") from error

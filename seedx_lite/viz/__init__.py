@@ -1,0 +1,1 @@
+"""Figures of the book: one style, one set of drawing functions."""

@@ -1,0 +1,213 @@
+"""The figures of the book. Each function returns a matplotlib `Figure`, or pictures that `picture_grid` can arrange.
+
+Pictures are PIL images or uint8 arrays [H, W, 3]. Token values come row by row from a square grid, as arrays or
+tensors: T = grid².
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+STYLE = Path(__file__).with_name("house.mplstyle")
+INK, MUTED, ACCENT, WARM = "#262B33", "#8A8F98", "#2F6DB5", "#DD8126"
+CELL, GAP = 1.0, 0.0625  # inches: side of a picture at scale 1 (64 px are shown twice as large), space between two
+
+# Colours of classes on maps: the world's own colours under their names, muted ones for kinds and parts.
+CLASS_COLOURS = {
+    "none": "#EEF0F2", "sky": "#D5E4F3", "ground": "#E6E0CE",
+    "person": "#C8503C", "cat": "#E39A2D", "dog": "#8F5B34", "car": "#6E5AA8", "house": "#A8455E", "tree": "#4C8C4A",
+    "ball": "#E6C543", "boat": "#2E7F9F",
+    "red": "#D42C2C", "orange": "#F2861E", "yellow": "#F0CE30", "green": "#28924E", "blue": "#2E64D4",
+    "purple": "#7E3EB0", "pink": "#F58ABC", "white": "#B9BDC3",
+    "body": "#B8BEC7", "head": "#E39A2D", "arm": "#C8503C", "leg": "#6E5AA8", "tail": "#8F5B34", "ear": "#D98BA0",
+    "wheel": "#3A3F48", "window": "#56A5CC", "door": "#7A4A2B", "roof": "#A8455E", "trunk": "#94724E",
+    "sail": "#5FB3A1", "seat": "#C9A227",
+}  # fmt: skip
+
+
+def use_house_style() -> None:
+    """Switch to the look of the book, for this process."""
+    plt.style.use(STYLE)
+
+
+def picture_grid(
+    rows: Mapping[str, Sequence[Any]],
+    columns: Sequence[str] | None = None,
+    scale: float = 1.0,
+    captions: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Rows of pictures, each with its label at the left; pixels stay visible (nearest upscaling).
+
+    Rows may differ in length. columns: headings. scale: side of a picture in inches. captions: for some
+    rows, a short text below each picture.
+    Raises ValueError when there is no picture, or a row has more captions than pictures.
+    """
+    rows, captions = {label: list(images) for label, images in rows.items()}, captions or {}
+    if not any(rows.values()):
+        raise ValueError(f"picture_grid: no picture in the rows {list(rows)}")
+    for label, texts in captions.items():
+        if len(texts) > len(rows.get(label, ())):
+            raise ValueError(
+                f"picture_grid: {len(texts)} captions for {len(rows.get(label, ()))} pictures of {label!r}"
+            )
+    pixels = {label: [np.asarray(image) for image in images] for label, images in rows.items()}
+    count = max(len(images) for images in rows.values())
+    first = next(images[0] for images in pixels.values() if images)
+    cell_w, cell_h = CELL * scale, CELL * scale * first.shape[0] / first.shape[1]
+    lines = {label: max((text.count("\n") + 1 for text in captions.get(label, ())), default=0) for label in rows}
+    longest = max(len(line) for label in rows for line in label.strip().split("\n"))
+    margin = GAP * math.ceil((0.12 + 0.078 * longest) / GAP) if longest else 0.0
+    top = 0.26 if columns else 0.0
+    width = margin + count * (cell_w + GAP) - GAP
+    height = top + sum(cell_h + GAP + 0.15 * n for n in lines.values()) - GAP
+    figure, y = plt.figure(figsize=(width, height)), height - top
+    for row, (label, images) in enumerate(pixels.items()):
+        y -= cell_h
+        for column, image in enumerate(images):
+            x = margin + column * (cell_w + GAP)
+            axes = figure.add_axes((x / width, y / height, cell_w / width, cell_h / height))
+            axes.imshow(image, interpolation="nearest")
+            axes.set_axis_off()
+            if columns and row == 0 and column < len(columns):
+                axes.set_title(columns[column], loc="center", fontsize=8.5, fontweight="normal", pad=4)
+            if column < len(captions.get(label, ())):
+                text = captions[label][column]
+                axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=7, color=INK)
+        if label.strip():
+            figure.text((margin - 0.1) / width, (y + cell_h / 2) / height, label, ha="right", va="center", fontsize=9)
+        y -= GAP + 0.15 * lines[label]
+    return figure
+
+
+def contact_sheet(images: Sequence[Any], columns: int = 8, scale: float = 0.75) -> Figure:
+    """Pictures side by side, row after row, without words."""
+    starts = range(0, len(images), columns)
+    return picture_grid({" " * row: images[s : s + columns] for row, s in enumerate(starts)}, scale=scale)
+
+
+def token_map(
+    values: Any, grid: int | None = None, limits: tuple[float, float] | None = None, cmap: str = "viridis"
+) -> np.ndarray:
+    """One number per token [T] as colours uint8 [grid, grid, 3]; `limits` are the ends of the colour scale.
+
+    Raises ValueError when T is not grid².
+    """
+    values = np.asarray(values, dtype=np.float64)
+    side = _side(len(values), grid)
+    low, high = limits or (values.min(), values.max())
+    share = np.clip((values - low) / max(high - low, 1e-12), 0, 1).reshape(side, side)
+    return (plt.get_cmap(cmap)(share)[..., :3] * 255).round().astype(np.uint8)
+
+
+def pca_colours(tokens: Any) -> np.ndarray:
+    """Tokens [K, T, D] of K pictures as colours: uint8 [K, grid, grid, 3].
+
+    Red, green and blue are the three directions of largest variance over all K·T tokens together, so a colour means the
+    same in every picture. A direction points to where its largest entry is positive, and its 2 to 98 % range is spread
+    over the channel; the result does not depend on the sign that a solver happens to choose.
+    """
+    tokens = np.asarray(tokens, dtype=np.float64)
+    pictures, count, dim = tokens.shape
+    side = _side(count)
+    flat = tokens.reshape(-1, dim) - tokens.reshape(-1, dim).mean(axis=0)
+    _, directions = np.linalg.eigh(flat.T @ flat)
+    main = directions[:, ::-1][:, :3]  # [D, 3]
+    largest = main[np.abs(main).argmax(axis=0), range(main.shape[1])]
+    scores = flat @ (main * np.sign(largest))  # [K·T, 3]
+    low, high = np.percentile(scores, (2, 98), axis=0)
+    share = np.clip((scores - low) / np.maximum(high - low, 1e-12), 0, 1)
+    return (share * 255).round().astype(np.uint8).reshape(pictures, side, side, -1)
+
+
+def class_colours(indices: Any, names: Sequence[str], palette: Mapping[str, str] | None = None) -> np.ndarray:
+    """Class numbers [T] as colours uint8 [grid, grid, 3]; `palette` gives a colour code to each name."""
+    indices, palette = np.asarray(indices), palette or CLASS_COLOURS
+    codes = np.array([[int(palette[name][i : i + 2], 16) for i in (1, 3, 5)] for name in names], dtype=np.uint8)
+    side = _side(len(indices))
+    return codes[indices].reshape(side, side, 3)
+
+
+def class_map(
+    indices: Mapping[str, Sequence[Any]],
+    names: Sequence[str],
+    palette: Mapping[str, str] | None = None,
+    pictures: Mapping[str, Sequence[Any]] | None = None,
+    scale: float = 1.0,
+) -> Figure:
+    """Rows of class maps, with a legend of the classes that occur in them.
+
+    indices: row label → class numbers [T] of each picture. pictures: rows of plain pictures to show above.
+    """
+    palette = palette or CLASS_COLOURS
+    maps = {label: [class_colours(one, names, palette) for one in row] for label, row in indices.items()}
+    figure = picture_grid({**(pictures or {}), **maps}, scale=scale)
+    used = sorted({int(i) for row in indices.values() for one in row for i in np.unique(np.asarray(one))})
+    handles = [plt.Rectangle((0, 0), 1, 1, color=palette[names[i]], label=names[i]) for i in used]
+    height, left = figure.get_size_inches()[1], figure.axes[0].get_position().x0
+    lines = math.ceil(len(handles) * 0.85 / figure.get_size_inches()[0])
+    figure.legend(
+        handles=handles, ncols=math.ceil(len(handles) / lines), loc="upper left", bbox_to_anchor=(left, -0.08 / height),
+        borderaxespad=0, borderpad=0, columnspacing=1.2, handlelength=0.9, handleheight=0.9, handletextpad=0.4,
+    )  # fmt: skip
+    return figure
+
+
+def attention_overlay(
+    picture: Any, weights: Any, cell: int | None = None, grid: int | None = None, side: int = 192
+) -> np.ndarray:
+    """A picture lit where `weights` [L] (on a square grid of patches) are large: uint8 [side, side, 3].
+
+    The rest fades towards white, the largest weight keeps its full colour. cell: number of a cell to frame, such as the
+    query's own, on a square of `grid` cells a side (that of the weights if None).
+    """
+    weights = np.asarray(weights, dtype=np.float64)
+    patches = _side(len(weights))
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
+    large = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.NEAREST), dtype=np.float64)
+    share = (weights / max(weights.max(), 1e-12)).reshape(patches, patches).astype(np.float32)
+    lit = np.asarray(Image.fromarray(share).resize((side, side), Image.Resampling.NEAREST), dtype=np.float64)
+    lit = 0.12 + 0.88 * np.sqrt(lit[..., None])
+    mixed = Image.fromarray((large * lit + 250 * (1 - lit)).round().astype(np.uint8))
+    if cell is not None:
+        row, column = divmod(cell, grid or patches)
+        step = side / (grid or patches)
+        corners = (column * step - 2, row * step - 2, (column + 1) * step + 1, (row + 1) * step + 1)
+        ImageDraw.Draw(mixed).rectangle(corners, outline=WARM, width=3)
+    return np.asarray(mixed)
+
+
+def training_curves(record: Any, keys: Sequence[str] = ("loss",), logarithmic: bool = False) -> Figure:
+    """Curves of a training run, one panel for each key. record: a `TrainingRecord`, its JSON, or its history.
+
+    Raises ValueError for an empty history or a key that it does not have.
+    """
+    history = record["history"] if isinstance(record, Mapping) else getattr(record, "history", record)
+    known = sorted({key for entry in history for key in entry})
+    if missing := [key for key in keys if key not in known]:
+        raise ValueError(
+            f"training_curves: no {', '.join(missing)} in the history; it has {', '.join(known) or 'nothing'}"
+        )
+    figure, panels = plt.subplots(1, len(keys), figsize=(2.9 * len(keys), 2.3), squeeze=False, layout="constrained")
+    for number, (axes, key) in enumerate(zip(panels[0], keys, strict=True)):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        axes.plot(*zip(*points, strict=True), color=f"C{number}", marker="o" if len(points) < 12 else None)
+        axes.set_title(key.replace("_", " "))
+        axes.set_xlabel("step")
+        if logarithmic:
+            axes.set_yscale("log")
+    return figure
+
+
+def _side(count: int, grid: int | None = None) -> int:
+    side = math.isqrt(count) if grid is None else grid
+    if side**2 != count:
+        raise ValueError(f"{count} tokens do not fill a square grid{f' of side {grid}' if grid else ''}")
+    return side

@@ -1,0 +1,60 @@
+"""The record of a de-tokenizer, from an untrained one."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from seedx_lite.evaluation import detokenizer as module
+from seedx_lite.evaluation.detokenizer import estimated_latents, evaluate, mean_picture, read_record
+from seedx_lite.models.detokenizer import SDXLAdapter
+from seedx_lite.presets import load_preset
+
+
+@pytest.fixture(scope="module")
+def folders(detokenizer_parts, tmp_path_factory):
+    """The parts, saved as the stages save them."""
+    root, parts = tmp_path_factory.mktemp("stages"), detokenizer_parts
+    parts["vit"].save_pretrained(root / "vit")
+    SDXLAdapter(parts["unet"], parts["resampler"], vit_down=4).save_pretrained(root / "adapter")
+    for name in ("vae", "unet", "scheduler"):
+        parts[name].save_pretrained(root / "sdxl" / name)
+    for name in ("vit", "sdxl", "adapter"):
+        (root / name / "artifact.json").write_text(json.dumps({"stage": name, "id": name, "files": {}}))
+    return {name: root / name for name in ("vit", "sdxl", "adapter")}
+
+
+def test_record(folders, tmp_path, monkeypatch, capsys):
+    """Bugs: differences with the wrong sign or unpaired; a ceiling that is not one; a record that cannot be read."""
+    monkeypatch.setattr(module, "STEPS", 2)
+    preset = load_preset("smoke", ["data.validation_scenes=2", "data.test_scenes=4", "data.train_scenes=6"])
+    path = evaluate(preset, folders, runs=tmp_path)
+    record = read_record("smoke", tmp_path)
+    assert path.is_relative_to(tmp_path) and record == json.loads(path.read_text())
+    numbers = record["numbers"]
+    assert {len(values) for row in numbers.values() for values in row.values()} == {4}
+    assert numbers["original"]["colour_error"] == [0.0] * 4 and min(numbers["original"]["thing_iou"]) > 0.8
+    difference = np.subtract(numbers["ours"]["thing_iou"], numbers["mean"]["thing_iou"])
+    row = record["differences"]["mean"]["thing_iou"]
+    assert row["mean"] == pytest.approx(difference.mean(), abs=1e-4) and row["low"] < row["mean"] < row["high"]
+    assert record["tolerance"]["repeats"]["threads 1"]["thing_iou"] < 0.01, "the same weights, the same numbers"
+    assert {(row["steps"], row["guidance"]) for row in record["sweep"]} >= {(2, 1.0), (50, 2.0)}
+    assert [row["time"] for row in record["noise_levels"]] == [100, 300, 500, 700, 900]
+    assert mean_picture(record).size == (32, 32)
+    assert "4 held-out scenes" in capsys.readouterr().out
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"detokenizer_stage1\.json is damaged"):
+        read_record("smoke", tmp_path)
+    assert read_record("gpu", tmp_path) is None
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_estimated_latents(detokenizer_parts, kind):
+    """Bug: one prediction type is read as the other."""
+    scheduler = type(detokenizer_parts["scheduler"])(prediction_type=kind)
+    latents, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    time = torch.tensor([400])
+    noisy = scheduler.add_noise(latents, noise, time)
+    predicted = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, time)
+    assert torch.allclose(estimated_latents(scheduler, predicted, noisy, 400), latents, atol=1e-5)

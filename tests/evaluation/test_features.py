@@ -1,0 +1,127 @@
+"""Probes on features whose content is known in closed form."""
+
+import numpy as np
+import pytest
+import torch
+
+from seedx_lite.artifacts import SHIPPED, project_path
+from seedx_lite.data.token_truth import token_truth
+from seedx_lite.evaluation import features
+from seedx_lite.evaluation.records import load_record, numbers, record_path, save_record, verdict
+from seedx_lite.models.readers import TokenHeads
+from seedx_lite.models.vit import VisionTransformerWithAttnPool
+from seedx_lite.world.scene import sample_scene
+
+GRID, CELLS = 16, 256
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Scenes of two splits with their truth: 24 to fit on, 12 to measure on."""
+    counts = {"validation": 24, "test": 12}
+    return {split: token_truth(split, count, "narrow", (64, 64), GRID, 1) for split, count in counts.items()}
+
+
+def sample(drawn, split, tokens_of):
+    pictures, truth = drawn[split]
+    tokens = torch.tensor(tokens_of(truth), dtype=torch.float32)
+    return features.Sample([sample_scene(i, split) for i in range(len(pictures))], pictures, truth, tokens)
+
+
+def telling(truth):
+    """Tokens that hold row, column, centre of the thing, and kind, colour and part as codes, turned by a rotation."""
+    place = np.stack(np.divmod(np.arange(CELLS), GRID), axis=-1) / GRID  # [T, 2]
+    place = np.broadcast_to(place, (len(truth.kind), CELLS, 2))
+    codes = [np.eye(len(c))[getattr(truth, name)] for name, c in features.CLASSES.items()]
+    plain = np.concatenate([place, truth.box[..., :2], *codes], axis=-1)
+    return plain @ np.linalg.qr(np.random.default_rng(0).normal(size=(plain.shape[-1],) * 2))[0]
+
+
+def noise(truth):
+    return np.random.default_rng(len(truth.kind)).normal(size=(*truth.kind.shape, 35))
+
+
+def test_probe_reads_what_is_there(drawn):
+    """Bugs: rows and columns swapped, cells in another order than the truth, classes shifted by one."""
+    fit, test = (sample(drawn, split, telling) for split in ("validation", "test"))
+    found = features.probe(fit, test, CELLS)
+    assert found["row_error"] < 0.01 and found["column_error"] < 0.01
+    assert {found[name] for name in ("things", "centre_near", "kind", "colour", "small_part")} == {1.0}
+
+
+def test_pooling_loses(drawn):
+    """Bug: a probe that is told which of its cells it is asked about, so that pooling costs nothing."""
+    fit, test = (sample(drawn, split, telling) for split in ("validation", "test"))
+    at = {n: features.probe(fit, test, n) for n in (256, 64, 32)}
+    for name in ("things", "small_part"):
+        assert at[256][name] > at[64][name] > at[32][name], name
+    assert at[64]["row_error"] < 0.01, "a run of four lies in one row"
+
+
+def test_probe_reads_nothing_from_noise(drawn):
+    """Bug: the truth leaks into the probe, or chance scores high."""
+    fit, test = (sample(drawn, split, noise) for split in ("validation", "test"))
+    found = features.probe(fit, test, 64)
+    assert found["row_error"] > 3 and found["column_error"] > 3, "a guess in the middle is 4 cells off"
+    assert max(found["things"], found["centre_near"]) < 0.1
+    assert max(found["kind"], found["colour"]) < 0.45
+
+
+def test_centres_of_tokens_on_two_things():
+    """Bug: a pooled token over two things is asked for the mean of their centres."""
+    kind, box = np.zeros((1, 4), dtype=np.uint8), np.zeros((1, 4, 4), dtype=np.float32)
+    kind[0, 1:], box[0, 1], box[0, 2:] = 2, (0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.3, 0.4)
+    truth = features.TokenTruth(kind, kind, kind, kind, box)
+    one = features.Sample([], np.zeros((1, 4, 4, 3)), truth, torch.zeros(1, 4, 3))
+    alone, centres = features._centres(one, 2)
+    assert alone.tolist() == [True, True]
+    assert np.allclose(centres, [(0.1, 0.2), (0.5, 0.6)])
+    assert features._centres(one, 1)[0].tolist() == [False]
+
+
+def test_fit_linear():
+    """Bug: no constant, or a ridge that depends on the scale of the features."""
+    x = np.random.default_rng(0).normal(size=(200, 3)) * 1e-3
+    y = x @ [[2.0], [0.0], [-1.0]] + 7
+    assert np.allclose(features.fit_linear(x, y, ridge=1e-9)(x), y, atol=1e-5)
+
+
+def test_nearest_ignores_what_all_share():
+    """Bugs: a picture is its own neighbour; a large common part makes all alike."""
+    means = torch.tensor([[0.0, 1.0], [0.1, 1.0], [1.0, 0.0], [0.9, 0.1]]) + 100
+    assert features.nearest(means[:, None].repeat(1, 5, 1)).tolist() == [1, 0, 3, 2]
+
+
+def test_record_and_verdict(tmp_path):
+    """Bugs: a wrong checkpoint that agrees; a machine's last digits in compared output."""
+    record = {"preset": "tiny", "scenes": 3, "tolerance": 0.01, "reading": {"kind": 0.912345}}
+    path = save_record("vit", record, tmp_path)
+    assert path == record_path("vit", "tiny", tmp_path)
+    stored = load_record("vit", "tiny", tmp_path)
+    assert load_record("vit", "other", tmp_path) is None
+    assert numbers(stored) == {"tolerance": 0.01, "reading.kind": 0.9123}
+    lines = {verdict(stored, {"reading": {"kind": value}}, "reading.kind") for value in (0.91, 0.915, 0.9123)}
+    assert lines == {"0.9123 computed again: agrees, ± 0.01"}
+    assert "DIFFERS, 0.9300" in verdict(stored, {"reading": {"kind": 0.93}}, "reading.kind")
+    assert "0.930, no stored record" in verdict(None, {"reading": {"kind": 0.93}}, "reading.kind")
+    path.write_text('{"preset": "tiny"')
+    with pytest.raises(ValueError, match=r"vit.json is damaged"):
+        load_record("vit", "tiny", tmp_path)
+
+
+def test_shipped_vit_has_the_recorded_numbers():
+    """Bugs: a ViT trained again without measuring again; a tolerance so wide that other weights pass."""
+    folder, stored = project_path(SHIPPED) / "lite" / "vit", load_record("vit", "lite")
+    if stored is None or not (folder / "artifact.json").is_file():
+        pytest.skip("not shipped yet: the ViT or its record")
+    tower = VisionTransformerWithAttnPool.from_pretrained(folder).requires_grad_(False)
+    heads = TokenHeads.from_pretrained(folder / "heads").requires_grad_(False)
+
+    def verdicts():
+        test = features.embed_split(tower, stored["split"], stored["scenes"])
+        computed = {"reading": features.reading(heads(test.tokens), test.truth)}
+        return {key: verdict(stored, computed, key) for key in numbers(computed)}
+
+    assert all("agrees" in line for line in verdicts().values()), verdicts()
+    tower.conv1.weight.add_(0.3 * tower.conv1.weight.std() * torch.randn_like(tower.conv1.weight))
+    assert "DIFFERS" in verdicts()["reading.colour"], "another ViT must fail the check"

@@ -1,0 +1,121 @@
+"""The measures of a reconstruction, on pictures whose answer is known."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from seedx_lite.evaluation.reconstruction import Target, colour_error, judge, main_colours, thing_iou
+from seedx_lite.evaluation.statistics import agreement, interval, t_quantile
+from seedx_lite.world.scene import Scene, Thing, sample_scene
+
+
+@pytest.fixture(scope="module")
+def targets():
+    return [Target.of(sample_scene(index, "test")) for index in range(6)]
+
+
+def test_originals_are_the_ceiling(targets):
+    """Bug: shadows or soft edges count as parts of things, so that not even the truth scores."""
+    numbers = judge(targets, [target.picture for target in targets])
+    assert numbers["colour_error"] == [0.0] * 6
+    assert min(numbers["thing_iou"]) > 0.9
+
+
+def test_what_is_worse_scores_worse(targets):
+    """Bug: a measure that does not see a thing that is moved, gone, or lost in an average."""
+    mean = np.mean([target.picture for target in targets], axis=0).astype(np.uint8)
+    for target in targets:
+        moved = [np.roll(target.picture, step, axis=1) for step in (0, 1, 3, 8)]
+        scores = [thing_iou(target, picture) for picture in moved]
+        errors = [colour_error(target, picture) for picture in moved]
+        assert scores == sorted(scores, reverse=True) and errors == sorted(errors)
+        assert thing_iou(target, mean) < 0.6 * scores[0]
+        assert colour_error(target, mean) > 20
+
+
+def test_a_thing_that_is_not_there():
+    """Bug: an empty place scores because others of the picture are right."""
+    scene = Scene(things=(Thing("ball", "red", 0.25, 0.8, 0.3), Thing("car", "blue", 0.7, 0.9, 0.25)))
+    target = Target.of(scene)
+    without_ball = replace(target, **{name: getattr(target, name)[:1] for name in ("masks", "windows", "without")})
+    without_ball = replace(without_ball, palettes=target.palettes[:1])
+    assert thing_iou(without_ball, target.without[0]) == 0
+    assert thing_iou(target, target.without[0]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_only_the_things_count(targets):
+    """Bug: errors of the background are counted as errors of things, or outside of the boxes."""
+    target = targets[0]
+    picture = np.where(target.masks.any(0)[..., None], target.picture, 0).astype(np.uint8)
+    assert colour_error(target, picture) == 0
+    far = ~target.windows.any(0) & ~target.masks.any(0)
+    picture = np.where(far[..., None], 255 - target.picture, target.picture).astype(np.uint8)
+    assert thing_iou(target, picture) == thing_iou(target, target.picture)
+
+
+def test_colour_error_is_in_levels(targets):
+    """Bug: uint8 arithmetic that wraps around."""
+    target = replace(targets[0], picture=np.full_like(targets[0].picture, 250))
+    assert colour_error(target, np.full_like(target.picture, 3)) == 247
+
+
+def test_neighbours_are_left_out():
+    """Bug: the colours of a thing next to it are taken for the thing."""
+    scene = Scene(things=(Thing("ball", "red", 0.4, 0.8, 0.3), Thing("ball", "red", 0.6, 0.8, 0.3, look=3)))
+    target = Target.of(scene)
+    assert thing_iou(target, target.picture) > 0.9
+    assert not (target.windows[0] & target.masks[1]).any()
+
+
+def test_main_colours():
+    """Bugs: colours that change from call to call; more colours than there are; a flat patch that never ends."""
+    rng = np.random.default_rng(0)
+    centres = np.array([[10, 20, 30], [200, 40, 40], [90, 220, 120]])
+    pixels = np.concatenate([centre + rng.integers(-3, 4, (40, 3)) for centre in centres])
+    found = main_colours(pixels, 3)
+    assert np.array_equal(found, main_colours(pixels, 3))
+    assert np.abs(found[np.argsort(found[:, 0])] - centres[np.argsort(centres[:, 0])]).max() < 2
+    assert main_colours(np.tile([[7, 8, 9]], (50, 1))).tolist() == [[7, 8, 9]]
+
+
+def test_judge_refuses_what_it_cannot_compare(targets):
+    """Bug: a picture in 0..1, or of another size, is judged without a word."""
+    picture = targets[0].picture
+    for wrong in (picture / 255.0, picture[:32], picture[..., :1]):
+        with pytest.raises(ValueError, match=r"picture 0 is .* expected uint8 \[64, 64, 3\]"):
+            judge(targets[:1], [wrong])
+    with pytest.raises(ValueError, match="1 pictures for 6 scenes"):
+        judge(targets, [picture])
+
+
+def test_t_quantile():
+    """Bug: intervals of a normal distribution, too narrow for five seeds. Values from tables."""
+    known = {(1, 0.95): 12.7062, (4, 0.95): 2.77645, (255, 0.95): 1.96931, (4, 0.99): 4.60409}
+    assert {key: t_quantile(*key) for key in known} == pytest.approx(known, rel=1e-4)
+
+
+def test_interval_equals_scipy():
+    """Bug: a biased deviation, or one side of the level."""
+    stats = pytest.importorskip("scipy.stats", reason="only to compare with")
+    values = np.random.default_rng(1).normal(3, 2, 9)
+    low, high = stats.t.interval(0.95, 8, values.mean(), stats.sem(values))
+    assert interval(values) == pytest.approx({"mean": values.mean(), "low": low, "high": high}, rel=1e-5)
+    with pytest.raises(ValueError, match="two values or more, got 1"):
+        interval([1.0])
+
+
+def test_agreement():
+    """Bug: a tolerance that another model, or a result that is not a number, passes."""
+    stored = {"colour_error": [10.0, 12.0, 9.0], "thing_iou": [0.8, 0.7, 0.9]}
+    tolerance = {"colour_error": 0.1, "thing_iou": 0.01}
+    close = {"colour_error": [10.05, 11.9, 9.0], "thing_iou": [0.8, 0.71, 0.9]}
+    assert agreement(stored, close, tolerance).agrees and str(agreement(stored, close, tolerance)) == "agrees"
+    shuffled = {key: values[::-1] for key, values in stored.items()}  # same mean, other pictures
+    untrained = {"colour_error": [60.0, 40.0, 55.0], "thing_iou": [0.3, 0.2, 0.3]}
+    broken = stored | {"thing_iou": [0.8, float("nan"), 0.9]}
+    for wrong in (shuffled, untrained, broken):
+        assert not agreement(stored, wrong, tolerance).agrees
+        assert str(agreement(stored, wrong, tolerance)).startswith("DISAGREES")
+    with pytest.raises(ValueError, match="compare like with like"):
+        agreement(stored, {"colour_error": [1.0], "thing_iou": [1.0]}, tolerance)
