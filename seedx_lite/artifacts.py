@@ -8,8 +8,6 @@ Every folder has an artifact.json: what was built, from which configuration and 
 each file. It is written last and the folder renamed in one move: a reader finds it all or nothing.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -81,18 +79,15 @@ def ensure(
     runs: str | Path = RUNS,
     shipped: str | Path = SHIPPED,
 ) -> Path:
-    """The checked folder of a stage's artifact, which `build(folder)` makes if there is none yet.
-
-    While one process builds, others that ask for the same artifact wait and load it.
+    """The checked folder of a stage's artifact, which `build(folder)` makes if there is none yet, while other processes
+    that ask for it wait.
 
     build: writes its files into the folder. If its training has the folder, or one below, as `workdir`, a crashed
         build goes on from its checkpoint. Under `accelerate launch` all processes call it.
-    config: all that decides the result, as JSON. An artifact of another one is never reused.
-    upstream: folders that the stage builds on; a change of one counts as a change of configuration.
+    config: all that decides the result, as JSON; upstream: folders that the stage builds on. An artifact of another
+        configuration or upstream is never reused: ValueError, as for a damaged one.
     retrain: build in any case; an old artifact is replaced when the new one is complete.
     runs, shipped: relative ones lie in the project's folder, see `project_path`.
-
-    Raises FileNotFoundError or ValueError if the artifact is damaged or of another configuration.
     """
     asked = time.time()
     for key, name in (("stage", stage), ("preset", preset)):
@@ -103,12 +98,11 @@ def ensure(
     work = target.with_name(f"{target.name}.work")
     places = [target] if seed else [target, project_path(shipped) / preset / stage]
     if int(os.environ.get("RANK", "0")):  # the main process decides for all
-        found = _tell()
-        if found is None:
-            build(work)
-            _tell()  # all have finished writing
-            found = _tell()
-        return found
+        if found := _tell():
+            return found
+        build(work)
+        _tell()  # all have finished writing
+        return _tell()
     found = None if retrain else _find(places, request)
     if found is None:
         with _locked(target):
@@ -135,25 +129,15 @@ def ensure(
 
 
 def ship(
-    preset: str,
-    stages: Sequence[str],
-    *,
-    runs: str | Path = RUNS,
-    shipped: str | Path = SHIPPED,
-    limit: int = 15_000_000,
+    preset: str, stages: Sequence[str], runs: str | Path = RUNS, shipped: str | Path = SHIPPED, limit: int = 15_000_000
 ) -> list[Path]:
-    """Copies finished artifacts of seed 0 from `runs` to `shipped`, weights in float16; returns the folders.
-
-    The `config.json` of transformers models gets "dtype": "float32": diffusers opens float16 as float32, transformers
-    as it is, and a pipeline of both stops at the first product. The artifact keeps its id.
-
-    Raises ValueError if float16 cannot hold a weight, or a file has more than `limit` bytes.
-    """
+    """Copies finished artifacts of seed 0 from `runs` to `shipped`, weights in float16, their ids kept; returns the
+    folders. Raises ValueError if float16 cannot hold a weight, or a file has more than `limit` bytes."""
     targets = [project_path(shipped) / preset / stage for stage in stages]
-    for stage, target in zip(stages, targets, strict=True):
-        source = Artifact(project_path(runs) / preset / f"{stage}-seed0")
+    for target in targets:
+        source = Artifact(project_path(runs) / preset / f"{target.name}-seed0")
         source.check()
-        part = target.with_name(f"{stage}.part")
+        part = target.with_name(f"{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         try:
             for name in source.manifest["files"]:
@@ -171,10 +155,9 @@ def ship(
 def describe(runs: str | Path = RUNS, shipped: str | Path = SHIPPED) -> list[dict[str, Any]]:
     """One row per artifact on disk: path, stage (its folder's name), megabytes, and problem (None: it is whole)."""
     rows = []
-    for file in [file for place in (shipped, runs) for file in sorted(project_path(place).glob(f"*/*/{MANIFEST}"))]:
-        path, problem = file.parent, None
-        if path.suffix in (".work", ".old", ".part"):
-            continue
+    files = [file for place in (shipped, runs) for file in sorted(project_path(place).glob(f"*/*/{MANIFEST}"))]
+    for path in (file.parent for file in files if file.parent.suffix not in (".work", ".old", ".part")):
+        problem = None
         try:
             Artifact(path).check()
         except (OSError, ValueError) as error:
@@ -190,10 +173,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def project_path(path: str | Path) -> Path:
-    """A relative path, taken from the nearest folder upwards that has data_samples/ in it, else from here.
-
-    So a notebook in notebooks/ and a command typed beside the README mean the same file.
-    """
+    """A relative path, taken from the nearest folder upwards that has data_samples/ in it, else from here: a notebook
+    in notebooks/ and a command typed beside the README mean the same file."""
     here = Path.cwd()
     roots = (folder for folder in (here, *here.parents) if (folder / "data_samples").is_dir())
     return next(roots, here) / path
@@ -202,10 +183,10 @@ def project_path(path: str | Path) -> Path:
 def _find(places: list[Path], request: dict[str, Any]) -> Path | None:
     """The first folder that exists, checked."""
     path = next((place for place in places if place.exists()), None)
+    if path and (differences := _differences(read_manifest(path), request)):
+        remedy = "Pass retrain=True to build it anew, or take another seed or preset name."
+        raise ValueError(f"{path} was made with another configuration ({differences}). {remedy}")
     if path:
-        if differences := _differences(read_manifest(path), request):
-            remedy = "Pass retrain=True to build it anew, or take another seed or preset name."
-            raise ValueError(f"{path} was made with another configuration ({differences}). {remedy}")
         Artifact(path).check()
     return path
 
@@ -214,8 +195,8 @@ def _differences(there: dict[str, Any], here: dict[str, Any]) -> str:
     def flat(value: Any, key: str) -> dict[str, str]:
         if not isinstance(value, dict):
             return {key: json.dumps(value)}
-        parts = [flat(entry, f"{key}.{name}" if key else name) for name, entry in value.items()]
-        return dict(item for part in parts for item in part.items())
+        entries = [(f"{key}.{name}" if key else name, entry) for name, entry in value.items()]
+        return {k: v for name, entry in entries for k, v in flat(entry, name).items()}
 
     a, b = (flat(x["config"], "") | flat(x["upstream"], "upstream") for x in (there, here))
     keys = [key for key in sorted({*a, *b}) if a.get(key) != b.get(key)]
@@ -262,14 +243,14 @@ def _write_manifest(folder: Path, about: dict[str, Any]) -> None:
         raise ValueError(f"{about['preset']}/{about['stage']}: the build wrote no file into {folder}")
     entries = {f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
     about = about | {"files": entries}
-    made = {
-        "id": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16],
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-    }
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    made = {"id": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16], "versions": versions}
     (folder / MANIFEST).write_text(json.dumps(made | about, indent=1) + "\n")
 
 
 def _copy_in_float16(source: Path, target: Path) -> None:
+    """Configurations of transformers models get "dtype": "float32": diffusers opens float16 as float32, transformers as
+    it is, and a pipeline of both stops at the first product."""
     if source.suffix == ".safetensors":
         import torch
         from safetensors.torch import load_file, save_file
@@ -287,11 +268,10 @@ def _copy_in_float16(source: Path, target: Path) -> None:
 
 def _upstream_id(folder: Path) -> tuple[str, str]:
     """(stage, id) of an artifact; a folder that was not built here, such as the real SDXL, is "foreign"."""
-    if not Path(folder).is_dir():
+    folder = Path(folder)
+    if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: expected the folder of an upstream artifact; build that stage first")
-    if not (Path(folder) / MANIFEST).exists():
-        return Path(folder).name, "foreign"
-    about = read_manifest(folder)
+    about = read_manifest(folder) if (folder / MANIFEST).exists() else {"stage": folder.name, "id": "foreign"}
     return about["stage"], about["id"]
 
 

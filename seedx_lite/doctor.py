@@ -1,15 +1,13 @@
 """Is this machine ready? One line per check, and what to do where the answer is no."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import NamedTuple
 
 PYTHON = (3, 11)
 MEMORY_GB = 4.0  # what training at lite needs, with a browser open beside it
@@ -18,8 +16,7 @@ PIN = re.compile(r"^([\w.-]+)==(\S+)", re.M)
 MARKS = {"good": "✓", "note": "·", "bad": "✗"}
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One result: `bad` blocks the work, `note` only slows it or explains something."""
 
     state: str  # good, note or bad
@@ -31,12 +28,10 @@ class Finding:
 def examine(runs: str | Path = "runs") -> int:
     """Print all findings; returns 1 if one of them blocks, else 0."""
     blocked = 0
-    for finding in findings(runs):
-        print(f"{MARKS[finding.state]} {finding.topic:<10} {finding.text}")
-        if finding.advice:
-            print(f"  {'':<10} → {finding.advice}")
-        blocked += finding.state == "bad"
-    print("ready" if not blocked else f"{blocked} to mend before the notebooks can run")
+    for state, topic, text, advice in findings(runs):
+        print(f"{MARKS[state]} {topic:<10} {text}" + (f"\n{'':<12} → {advice}" if advice else ""))
+        blocked += state == "bad"
+    print(f"{blocked} to mend before the notebooks can run" if blocked else "ready")
     return int(blocked > 0)
 
 
@@ -65,21 +60,20 @@ def check_packages(constraints: Path = CONSTRAINTS) -> Iterator[Finding]:
     advice = 'make test, or: pip install -e ".[test]" -c constraints.txt'
     pins = dict(PIN.findall(constraints.read_text())) if constraints.is_file() else {}
     try:
-        # name of each dependency -> whether only the tests need it
-        needed = {re.match(r"[\w.-]+", item)[0]: "extra" in item for item in requires("seedx-lite") or []}
+        for_tests = {re.match(r"[\w.-]+", item)[0]: "extra" in item for item in requires("seedx-lite") or []}
     except PackageNotFoundError:
         yield Finding("bad", "packages", "seedx-lite itself is not installed", advice)
         return
-    found = {name: _version(name) for name in needed}
-    missing = [name for name in needed if not found[name]]
+    found = {name: _version(name) for name in for_tests}
+    missing = [name for name in found if not found[name]]
     other = [f"{n} {found[n]} (measured with {pins[n]})" for n in pins if found.get(n) not in (None, pins[n])]
     if missing:
-        blocks = not all(needed[name] for name in missing)
-        yield Finding("bad" if blocks else "note", "packages", f"missing: {', '.join(missing)}", advice)
+        state = "note" if all(for_tests[name] for name in missing) else "bad"
+        yield Finding(state, "packages", f"missing: {', '.join(missing)}", advice)
     if other:
         yield Finding("note", "packages", f"other versions: {', '.join(other)}", advice)
     if not missing and not other:
-        yield Finding("good", "packages", f"{len(needed)} dependencies" + (", as pinned" if pins else ""))
+        yield Finding("good", "packages", f"{len(found)} dependencies" + (", as pinned" if pins else ""))
 
 
 def _version(name: str) -> str | None:
@@ -132,8 +126,8 @@ def check_artifacts(runs: str | Path = "runs") -> Iterator[Finding]:
         if row["problem"]:
             yield Finding("bad", "artifacts", f"{row['path']}", row["problem"])
         else:
-            place = os.path.relpath(row["path"].parent)
-            whole.setdefault(place, []).append(f"{row['stage']} {row['megabytes']:.1f} MB")
+            names = whole.setdefault(os.path.relpath(row["path"].parent), [])
+            names.append(f"{row['stage']} {row['megabytes']:.1f} MB")
     for place, names in whole.items():
         yield Finding("good", "artifacts", f"{place}: {', '.join(names)}")
     if not any("data_samples" in place for place in whole):

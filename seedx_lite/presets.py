@@ -5,8 +5,6 @@ A preset is one YAML file, read with OmegaConf into frozen dataclasses. Any entr
 may say `base: lite` and then only what differs.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import typing
@@ -70,8 +68,9 @@ class VAEConfig:
     @property
     def kwargs(self) -> dict[str, Any]:
         """Arguments of `AutoencoderKL`."""
-        types = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-        return asdict(self) | {key: (kind,) * len(self.block_out_channels) for key, kind in types.items()}
+        n = len(self.block_out_channels)
+        types = {"down_block_types": ("DownEncoderBlock2D",) * n, "up_block_types": ("UpDecoderBlock2D",) * n}
+        return asdict(self) | types
 
 
 @dataclass(frozen=True)
@@ -185,8 +184,7 @@ class Preset:
 
     def __post_init__(self):
         n, tokens = self.n_embeddings, self.vit.n_queries
-        fits = n > 0 and tokens % n == 0
-        _require(fits, f"n_embeddings={n}: expected a divisor of vit.n_queries={tokens}, runs of tokens are averaged")
+        _require(n > 0 and tokens % n == 0, f"n_embeddings={n}: expected a divisor of vit.n_queries={tokens}")
         latent = self.image_size / self.vae.factor
         _require(latent == self.unet.sample_size, f"unet.sample_size: expected {latent:g}, the size of a latent")
         pooled, width = self.text_encoder_2.projection_dim, self.text_encoder_2.hidden_size
@@ -195,13 +193,13 @@ class Preset:
     @property
     def unet_kwargs(self) -> dict[str, Any]:
         """Arguments of `UNet2DConditionModel`."""
-        pooled, times = self.text_encoder_2.projection_dim, 6 * self.unet.addition_time_embed_dim
+        first, second, latent = self.text_encoder, self.text_encoder_2, self.vae.latent_channels
         return asdict(self.unet) | {
-            "in_channels": self.vae.latent_channels,
-            "out_channels": self.vae.latent_channels,
-            "cross_attention_dim": self.text_encoder.hidden_size + self.text_encoder_2.hidden_size,
+            "in_channels": latent,
+            "out_channels": latent,
+            "cross_attention_dim": first.hidden_size + second.hidden_size,
             "addition_embed_type": "text_time",
-            "projection_class_embeddings_input_dim": pooled + times,
+            "projection_class_embeddings_input_dim": second.projection_dim + 6 * self.unet.addition_time_embed_dim,
         }
 
     @property
@@ -215,12 +213,8 @@ class Preset:
 
 
 def load_preset(name_or_path: str | Path = "lite", overrides: Iterable[str] = ()) -> Preset:
-    """Read a preset by name, or a YAML file by path, and apply `key=value` overrides.
-
-    Raises:
-        FileNotFoundError: no preset or file of that name.
-        ValueError: an unknown key, a wrong type, or sizes that do not fit; the message names the key.
-    """
+    """Read a preset by name, or a YAML file by path, and apply `key=value` overrides. Raises FileNotFoundError for no
+    such preset or file, and ValueError that names the key: unknown, of a wrong type, or a size that does not fit."""
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 

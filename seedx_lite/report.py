@@ -1,30 +1,26 @@
 """Run the notebooks and gather their figures, with the numbers beside them, in one self-contained page."""
 
-from __future__ import annotations
-
 import html
 import os
 import platform
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NamedTuple
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PAGE = Path(__file__).with_suffix(".html")
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One picture of a notebook: PNG in base64, caption in Markdown, and what its cell printed."""
+class Figure(NamedTuple):
+    """One picture of a notebook."""
 
-    png: str
-    caption: str
-    numbers: str
+    png: str  # in base64
+    caption: str  # Markdown
+    numbers: str  # what its cell printed
 
 
 @dataclass
@@ -33,10 +29,10 @@ class Chapter:
 
     path: Path
     title: str
-    question: str = ""
+    question: str
+    figures: list[Figure]
     seconds: float = 0.0
     failure: str = ""
-    figures: list[Figure] = field(default_factory=list)
 
 
 def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
@@ -50,10 +46,8 @@ def check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
 
 
 def run_notebook(notebook: Path, target: Path, parameters: dict[str, Any], progress: bool = True) -> Chapter:
-    """Execute `notebook` in its own folder and write the result to `target`; a failure is noted, not raised.
-
-    Raises ValueError on a parameter that the notebook does not have.
-    """
+    """Execute `notebook` in its own folder and write the result to `target`; a failure is noted, not raised. Raises
+    ValueError on a parameter that the notebook does not have."""
     import nbformat
     import papermill
 
@@ -73,10 +67,8 @@ def run_notebook(notebook: Path, target: Path, parameters: dict[str, Any], progr
 
 
 def read_chapter(notebook: Any, path: Path) -> Chapter:
-    """Title (the first heading), question (the paragraph opening with **Question.**) and figures of a notebook.
-
-    A figure's caption is the last paragraph of Markdown before it.
-    """
+    """Title (the first heading), question (the paragraph opening with **Question.**) and figures of a notebook, whose
+    captions are the last paragraphs of Markdown before them."""
     titles, questions, figures, caption = [], [], [], ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -88,25 +80,21 @@ def read_chapter(notebook: Any, path: Path) -> Chapter:
                 elif not re.match(r"[|!<$`-]", text):
                     caption = text
         elif cell.cell_type == "code":
-            numbers = "\n".join(text for text in _texts(cell.outputs) if text)
+            numbers = "\n".join(text for text in map(_text, cell.outputs) if text)
             pictures = (output.get("data", {}).get("image/png") for output in cell.outputs)
             figures += [Figure("".join(png.split()), caption, numbers) for png in pictures if png]
-    return Chapter(path, next(iter(titles), path.stem), next(iter(questions), ""), figures=figures)
+    return Chapter(path, next(iter(titles), path.stem), next(iter(questions), ""), figures)
 
 
-def _texts(outputs: list[Any]) -> Iterator[str]:
-    """What the outputs of a cell say, without progress bars and the names of objects."""
-    for output in outputs:
-        text = output.text if output.get("name") == "stdout" else output.get("data", {}).get("text/plain", "")
-        if not text.startswith("<"):
-            yield ANSI.sub("", text).strip("\n")
+def _text(output: Any) -> str:
+    """What an output of a cell says; progress bars and the names of objects say nothing."""
+    text = output.text if output.get("name") == "stdout" else output.get("data", {}).get("text/plain", "")
+    return "" if text.startswith("<") else ANSI.sub("", text).strip("\n")
 
 
 def reproduce(notebooks: str | Path, folder: str | Path, parameters: dict[str, Any], only: str = "") -> int:
-    """Run all notebooks and write `folder`/report.html; the exit status is 1 if one of them failed.
-
-    Raises FileNotFoundError without notebooks, ValueError on a parameter that one does not have; nothing has run then.
-    """
+    """Run all notebooks and write `folder`/report.html; the exit status is 1 if one of them failed. Raises, before any
+    has run, FileNotFoundError without notebooks and ValueError on a parameter that one does not have."""
     paths = sorted(path for path in Path(notebooks).glob("*.ipynb") if only in path.stem)
     if not paths:
         what, remedy = f" named *{only}*" if only else "", "run this in the repository, or give --notebooks FOLDER"
@@ -119,11 +107,9 @@ def reproduce(notebooks: str | Path, folder: str | Path, parameters: dict[str, A
         chapters.append(run_notebook(path, folder / "notebooks" / path.name, parameters))
         failure = chapters[-1].failure
         print(f"      {chapters[-1].seconds:.0f} s{', FAILED: ' + failure.splitlines()[-1] if failure else ''}")
-    report = folder / "report.html"
-    temporary = report.with_suffix(".tmp")
-    temporary.write_text(render(chapters, parameters, folder), encoding="utf-8")
-    temporary.replace(report)
-    print(f"report: {report}")
+    draft = folder / "report.tmp"
+    draft.write_text(render(chapters, parameters, folder), encoding="utf-8")
+    print(f"report: {draft.replace(folder / 'report.html')}")
     return int(any(chapter.failure for chapter in chapters))
 
 
@@ -132,14 +118,12 @@ def render(chapters: list[Chapter], parameters: dict[str, Any], folder: Path) ->
     failed = sum(bool(chapter.failure) for chapter in chapters)
     minutes = sum(chapter.seconds for chapter in chapters) / 60
     chosen = ", ".join(f"{name}={value}" for name, value in parameters.items()) or "their defaults"
+    cores = f"{os.cpu_count()} cores ({platform.machine()})"
+    software = f"Python {platform.python_version()}, torch {version('torch')}, {time.strftime('%Y-%m-%d %H:%M')}"
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
         status=f"{failed} of {len(chapters)} notebooks failed" if failed else "all notebooks ran to their end",
         status_class="bad" if failed else "good",
-        summary=html.escape(
-            f"{len(chapters)} notebooks with {chosen}, {minutes:.1f} minutes on {os.cpu_count()} cores "
-            f"({platform.machine()}), Python {platform.python_version()}, torch {version('torch')}, "
-            f"{time.strftime('%Y-%m-%d %H:%M')}"
-        ),
+        summary=html.escape(f"{len(chapters)} notebooks with {chosen}, {minutes:.1f} minutes on {cores}, {software}"),
         rows="\n".join(map(_row, chapters)),
         chapters="\n".join(_section(chapter, folder) for chapter in chapters),
     )

@@ -102,7 +102,7 @@ def test_file_of_ones_own(tmp_path):
         ("vit.patch_size=0", "vit.patch_size=0"),
         ("vit.n_queries=60", "vit.n_queries=60: expected a square"),
         ("image_size=32", "unet.sample_size: expected 8"),
-        ("unet.attention_head_dim=[2]", "unet.attention_head_dim: expected 2 entries"),
+        ("unet.attention_head_dim=[2]", "unet.attention_head_dim: expected 3 entries"),
         ("training.vae.schedule=linear", "schedule=linear: expected cosine or constant"),
         ("training.vae.steps=0", "steps=0"),
         ("llm.hidden_size=64", "llm.vocab_size has no value"),

@@ -1,8 +1,9 @@
 """Any image size (paper §3.2): cut a picture into squares of the encoder's size, and add the whole picture.
 
-Sizes are (width, height) in pixels. Official `src/data/any_res.py`: two rules each choose a grid, the smaller one wins.
+Sizes are (width, height) in px. Official `src/data/any_res.py`: two rules each choose a grid, the smaller one wins.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,14 +31,14 @@ def grid_resolutions(grids: Sequence[str] = GRIDS, base_resolution: int = 448) -
     """Resolutions of grids "AxB", A squares across and B down. Raises ValueError that names a bad grid."""
     if base_resolution < 1:
         raise ValueError(f"base_resolution is {base_resolution}, expected the encoder's image size in pixels")
+    if not grids:
+        raise ValueError('no grids given, expected at least one such as "1x1"')
     resolutions = []
     for grid in grids:
         across, _, down = grid.partition("x")
         if not (across.isdecimal() and down.isdecimal() and int(across) and int(down)):
             raise ValueError(f'grid {grid!r}: expected "AxB" with A squares across and B down, such as "2x1"')
         resolutions.append((int(across) * base_resolution, int(down) * base_resolution))
-    if not resolutions:
-        raise ValueError('no grids given, expected at least one such as "1x1"')
     return resolutions
 
 
@@ -67,12 +68,11 @@ def select_best_resolution_v2(size: Size, resolutions: Sequence[Size]) -> Size:
 def tile(size: Size, grids: Sequence[str] = GRIDS, base_resolution: int = 448) -> Tiling:
     """Plan the cuts of a picture: rule 1, or rule 2 where that takes fewer pixels. Raises ValueError for a picture
     without area or of more than MAX_PIXELS, and for bad grids."""
-    width, height = size
-    if width < 1 or height < 1 or width * height > MAX_PIXELS:
-        raise ValueError(f"the picture is {width}×{height} pixels, expected 1 to {MAX_PIXELS:,} in all; shrink it")
+    if min(size) < 1 or math.prod(size) > MAX_PIXELS:
+        raise ValueError(f"the picture is {size[0]}×{size[1]} pixels, expected 1 to {MAX_PIXELS:,} in all; shrink it")
     resolutions = grid_resolutions(grids, base_resolution)
-    first, second = select_best_resolution(size, resolutions), select_best_resolution_v2(size, resolutions)
-    chosen = second if first[0] * first[1] > second[0] * second[1] else first
+    rules = select_best_resolution, select_best_resolution_v2
+    chosen = min((rule(size, resolutions) for rule in rules), key=math.prod)  # the first of equals
     boxes = patch_boxes(chosen, base_resolution)
     centres = tuple(((x0 + x1) / 2 / chosen[0], (y0 + y1) / 2 / chosen[1]) for x0, y0, x1, y1 in boxes)
     return Tiling(chosen, boxes, (*centres, (0.5, 0.5)))
@@ -94,8 +94,8 @@ def divide_to_patches(image: Image.Image, side: int) -> list[Image.Image]:
 def process_anyres_image(
     image: Image.Image, grids: Sequence[str] = GRIDS, base_resolution: int = 448
 ) -> tuple[list[Image.Image], tuple[Centre, ...]]:
-    """Squares of base_resolution row by row, then the whole picture at that size; and their positions in 0..1.
-    Raises ValueError as `tile` does."""
+    """Squares row by row, then the whole picture, all of side `base_resolution`; and their positions. Raises ValueError
+    as `tile` does."""
     tiling = tile(image.size, grids, base_resolution)
     image = image.convert("RGB")
     patches = divide_to_patches(image.resize(tiling.resolution, Image.Resampling.BICUBIC), base_resolution)

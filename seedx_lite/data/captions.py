@@ -4,7 +4,7 @@
     KEY.jpg + KEY.json    the caption is under the first of `CAPTION_KEYS` that the object has
 
 A key is a member's path up to the first dot of its name; its members stand together, so that a tar can be streamed.
-Members with other endings are ignored. Tars are plain, not compressed.
+Members with other endings are ignored. Tars are not compressed.
 """
 
 import io
@@ -51,10 +51,8 @@ def parse(key: str, members: dict[str, bytes], place: str = "") -> CaptionPair:
 
 
 def read(path: str | Path, problems: list[Problem] | None = None) -> Iterator[CaptionPair]:
-    """The pairs of a tar, one after the other.
-
-    Bad keys are appended to `problems` and skipped; without such a list the first one raises ValueError.
-    """
+    """The pairs of a tar, one after the other. Bad keys are appended to `problems` and skipped; without such a list the
+    first one raises ValueError."""
     seen, damage = set(), ""
     try:
         with tarfile.open(path, "r:") as tar:
@@ -64,11 +62,9 @@ def read(path: str | Path, problems: list[Problem] | None = None) -> Iterator[Ca
                     if key in seen:
                         raise ValueError("the key is there twice; its members must stand together, and once")
                     seen.add(key)
-                    pair = parse(key, _contents(tar, members), place)
+                    yield parse(key, _contents(tar, members), place)
                 except ValueError as reason:
                     report(problems, place, reason)
-                else:
-                    yield pair
             tar.fileobj.seek(tar.offset)
             tail = tar.fileobj.read(tarfile.BLOCKSIZE)
             if len(tail) < tarfile.BLOCKSIZE or any(tail):  # tarfile takes an odd header for the end
@@ -104,17 +100,14 @@ def _contents(tar: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> dict[
         if not member.isfile():
             raise ValueError(f"{name} is a link or a device, where a file is expected")
         if member.size > MAX_BYTES:
-            most = f"at most {MAX_BYTES >> 20} MB expected; scale it down"
-            raise ValueError(f"{name} is huge ({member.size:,} bytes), {most}")
+            raise ValueError(f"{name} is huge ({member.size:,} bytes), {MAX_BYTES >> 20} MB at most; scale it down")
         contents[ending] = tar.extractfile(member).read() if ending in ENDINGS else b""
     return contents
 
 
 def write(path: str | Path, pairs: Iterable[CaptionPair], as_json: bool = False) -> None:
-    """Write a tar, atomically, and the same for the same pairs: sorted by key, without times and owners.
-
-    as_json: captions in KEY.json instead of KEY.txt. Raises ValueError for what could not be read back.
-    """
+    """Write a tar, atomically, and the same for the same pairs: sorted by key, without times and owners; captions in
+    KEY.txt, or KEY.json. Raises ValueError for what could not be read back."""
     last = None
     with replacing(path) as draft, tarfile.open(draft, "w", format=tarfile.PAX_FORMAT) as tar:
         for pair in sorted(pairs, key=lambda pair: pair.key):

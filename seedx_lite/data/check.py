@@ -26,10 +26,9 @@ class Report:
         return not self.problems
 
     def __str__(self) -> str:
-        items = self.counts.items()
-        counts = [f"{name}: " + ", ".join(f"{n} {what}" for what, n in count.items()) for name, count in items]
-        verdict = "no problems" if self.ok else f"{len(self.problems)} problem(s)"
-        return "\n".join([*map(str, self.problems), *counts, verdict])
+        lines = [*map(str, self.problems)]
+        lines += [f"{name}: {c['files']} files, {c['good']} good, {c['bad']} bad" for name, c in self.counts.items()]
+        return "\n".join([*lines, "no problems" if self.ok else f"{len(self.problems)} problem(s)"])
 
 
 def detect(path: str | Path) -> str | None:
@@ -46,10 +45,8 @@ def detect(path: str | Path) -> str | None:
 
 def check(path: str | Path, images: str | Path | None = None) -> Report:
     """Check a jsonl file, a tar, or every `*.jsonl` and `*.tar` below a folder (not hidden ones), in any of the three
-    formats: every line is parsed and every picture decoded. Bad data raises nothing: it is all in the report.
-
-    images: the folder that names of pictures are relative to, by default that of each jsonl file.
-    """
+    formats: every line is parsed and every picture decoded. Bad data raises nothing: it is all in the report. Pictures
+    are named relative to the folder `images`, by default that of each jsonl file."""
     path, result = Path(path), Report()
     files = [path]
     if path.is_dir():

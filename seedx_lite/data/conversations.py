@@ -2,8 +2,8 @@
 
     {"image": "coco/train2017/000000033471.jpg", "data": ["question", "answer", "question", "answer", ...]}
 
-`image` is relative to a folder of images; without it, or with "", "none" or "null.png", it is only text.
-Other keys are ignored. For `read(path, images, problems)` and `write(path, samples, images)` see `formats.py`.
+`image` is relative to a folder of images; without it, or with "", "none" or "null.png", it is only text. Other keys are
+ignored. For `read(path, images, problems)` and `write(path, samples, images)` see `formats.py`.
 """
 
 from dataclasses import dataclass, field

@@ -2,9 +2,8 @@
 
     {"source_image": "...jpg", "target_image": "...jpg", "instruction": "Erase the car ..."}
 
-Images are relative to a folder of images. `instruction_new` and `response`, where both are there, replace the
-instruction and give the words before the drawn image. Other keys are ignored. For `read(path, images, problems)` and
-`write(path, samples, images)` see `formats.py`.
+`instruction_new` and `response`, where both are there, replace the instruction and give the words before the drawn
+image. Images, other keys, `read` and `write` are as in `conversations.py`.
 """
 
 from dataclasses import dataclass, field

@@ -1,7 +1,6 @@
 """What the official formats share: problems and their places, JSON lines, files that appear whole.
 
-Each format is one module (`conversations.py`, `captions.py`, `edits.py`) whose `parse` is the only place that knows its
-schema; reading, writing and `check.py` all go through it.
+Each format is one module whose `parse` is the only place that knows its schema; reading and writing go through it.
 """
 
 import json
@@ -25,10 +24,9 @@ class Problem:
 
 def report(problems: list[Problem] | None, place: object, reason: object) -> None:
     """Append a problem to `problems`, or raise it as a ValueError where there is no list."""
-    problem = Problem(str(place), str(reason))
     if problems is None:
-        raise ValueError(str(problem))
-    problems.append(problem)
+        raise ValueError(f"{place}: {reason}")
+    problems.append(Problem(str(place), str(reason)))
 
 
 @contextmanager
@@ -63,9 +61,9 @@ def parse_object(line: bytes) -> dict:
 
 def text(record: dict, key: str) -> str:
     """The text under a key. Raises ValueError where it is missing or not a usable text."""
-    if key not in record:
-        raise ValueError(f"key {key!r} is missing; expected a text under it, found the keys {list(record)}")
-    return plain(record[key], f"key {key!r}")
+    if key in record:
+        return plain(record[key], f"key {key!r}")
+    raise ValueError(f"key {key!r} is missing; expected a text under it, found the keys {list(record)}")
 
 
 def plain(value: object, what: str) -> str:
@@ -76,21 +74,17 @@ def plain(value: object, what: str) -> str:
 
 
 def read_lines(parse: Callable, path: str | Path, images: str | Path | None = None, problems=None) -> Iterator:
-    """`parse(object, images, "file:line")` of each line of a jsonl file.
-
-    images: the folder that pictures are relative to, by default that of the file. Bad lines, and an empty file, are
-    appended to the list `problems` and skipped; without one the first raises ValueError.
-    """
+    """`parse(object, images, "file:line")` of each line of a jsonl file; pictures are relative to `images`, by default
+    the file's folder. Bad lines, and an empty file, are appended to the list `problems` and skipped; without one the
+    first raises ValueError."""
     number, images = 0, Path(images or Path(path).parent)
     with Path(path).open("rb") as file:
         for number, line in enumerate(file, 1):
             place = f"{path}:{number}"
             try:
-                sample = parse(parse_object(line), images, place)
+                yield parse(parse_object(line), images, place)
             except (ValueError, OSError) as error:
                 report(problems, place, error)
-            else:
-                yield sample
     if not number:
         report(problems, path, "an empty file; expected one JSON object per line")
 

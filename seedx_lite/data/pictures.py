@@ -43,8 +43,7 @@ def open_picture(
     bits reduced to 8, the first frame of an animation.
 
     source: a path, kept inside `root` where one is given, or a file's bytes, which errors call `name`. Raises
-    FileNotFoundError for no file, and ValueError for one that is no picture, cut off, or of more than `max_pixels`
-    pixels, which is seen before anything is decoded.
+    FileNotFoundError for no file, and ValueError for one that is no picture, cut off, or, before it is decoded, huge.
     """
     if not isinstance(source, bytes):
         name = str(source)

@@ -3,7 +3,6 @@
 import hashlib
 import multiprocessing
 import sys
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -29,11 +28,9 @@ def scenes(split: str, count: int, mix: str = "narrow", size: tuple[int, int] = 
 def rendered(
     split: str, count: int, mix: str = "narrow", size: tuple[int, int] = (64, 64), cache: str | Path = "runs/cache"
 ) -> np.ndarray:
-    """The pictures of `scenes(split, count, mix, size)`: uint8 [count, H, W, 3], read-only, mapped from disk.
-
-    The file appears in `cache` whole or not at all; changed drawing code makes a new one in place of it. Raises
-    ValueError for `count` < 1 and what `sample_scene` refuses.
-    """
+    """The pictures of `scenes(split, count, mix, size)`: uint8 [count, H, W, 3], read-only, mapped from a file in
+    `cache`, which appears whole or not at all; changed drawing code makes a new one in place of it. Raises ValueError
+    for `count` < 1 and what `sample_scene` refuses."""
     if count < 1:
         raise ValueError(f"rendered: count of at least 1 expected, got {count}")
     name = f"{split}-{mix}-{size[0]}x{size[1]}-{count}"
@@ -42,24 +39,22 @@ def rendered(
         with replacing(path) as draft:
             shape = (count, size[1], size[0], 3)
             pictures = np.lib.format.open_memmap(draft, mode="w+", dtype=np.uint8, shape=shape)
-            _fill(pictures, partial(_draw, split=split, mix=mix, size=size), f"drawing {name}")
+            chunks = [range(count)[start : start + CHUNK] for start in range(0, count, CHUNK)]
+            draw = partial(_draw, split=split, mix=mix, size=size)
+            # A fork needs no guard around the caller's main module; elsewhere than on Linux it is not safe.
+            context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+            bar = tqdm(total=count, desc=f"drawing {name}", unit=" scenes")
+            with ProcessPoolExecutor(PROCESSES, context) as pool, bar:
+                drawings = map(draw, chunks) if len(chunks) == 1 else pool.map(draw, chunks)
+                for chunk, drawn in zip(chunks, drawings, strict=True):
+                    pictures[chunk.start : chunk.stop] = drawn
+                    bar.update(len(chunk))
             pictures.flush()
             del pictures  # some systems rename only files that nobody has open
         for old in path.parent.glob(f"{name}-*.npy"):
             if old != path:
                 old.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
-
-
-def _fill(pictures: np.ndarray, draw: Callable[[range], np.ndarray], title: str) -> None:
-    chunks = [range(len(pictures))[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
-    # A fork needs no guard around the caller's main module; elsewhere than on Linux it is not safe.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with tqdm(total=len(pictures), desc=title, unit=" scenes") as bar, ProcessPoolExecutor(PROCESSES, context) as pool:
-        drawings = map(draw, chunks) if len(chunks) == 1 else pool.map(draw, chunks)
-        for chunk, drawn in zip(chunks, drawings, strict=True):
-            pictures[chunk.start : chunk.stop] = drawn
-            bar.update(len(chunk))
 
 
 def _draw(indices: range, split: str, mix: str, size: tuple[int, int]) -> np.ndarray:

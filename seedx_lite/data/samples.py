@@ -21,17 +21,17 @@ from ..world.questions import questions
 from ..world.scene import SEED_RANGES, Scene, sample_scene
 from . import captions, conversations, edits
 
+README = Path(__file__).with_name("samples.md")  # a template
 MANIFEST = "manifest.json"
 ENTRIES = (MANIFEST, "conversations", "captions", "edits", "README.md", "LICENSE")
 OTHER_SIZES = {1: (96, 64), 4: (64, 96), 7: (128, 64)}  # by the last digit of a sample's number; 64x64 else
 
 
 def build(folder: str | Path = "data_samples", seed: int = 0, count: int = 200) -> Path:
-    """Write `count` samples in each format to `folder`, with README, licence, manifest and their scenes.
+    """Write `count` samples in each format, with README, licence, manifest and their scenes, to `folder`; returns it.
 
-    All or nothing: `ENTRIES` are made apart and then put in place; whatever else is in the folder stays. The same
-    arguments give the same files, with the same Pillow. Raises ValueError for `count` < 2 and FileExistsError if an
-    entry holds a file that `build` did not write. Returns the folder.
+    All or nothing: `ENTRIES` are made apart and then put in place; whatever else is in the folder stays. Raises
+    ValueError for `count` < 2 and FileExistsError if an entry holds a file that `build` did not write.
     """
     folder = Path(folder)
     if count < 2:
@@ -68,7 +68,8 @@ def _write_all(folder: Path, seed: int, count: int) -> None:
         # Not jsonl, which the official readers would take for samples.
         (part / "scenes.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     (folder / "LICENSE").write_text(LICENSE)
-    (folder / "README.md").write_text(README.format(seed=seed, count=count, **_examples(folder)))
+    text = README.read_text(encoding="utf-8").format(seed=seed, count=count, **_examples(folder))
+    (folder / "README.md").write_text(text)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     hashes = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     facts = dict(seed=seed, count=count, seedx_lite=__version__, pillow=PIL.__version__, sha256=hashes)
@@ -83,11 +84,10 @@ def _jpeg(scene: Scene) -> bytes:
 
 def _draws(name: str, seed: int, count: int) -> Iterator[tuple[int, np.random.Generator, dict]]:
     """(number, generator, arguments of `sample_scene` and `sample_edit`) for every sample of one format."""
-    start, stop = SEED_RANGES["train"]
     for number in tqdm(range(count), desc=f"drawing {name}", unit=" samples"):
         rng = np.random.default_rng([seed, *name.encode(), number])
         mix, size = ("narrow", "broad")[number % 4 == 3], OTHER_SIZES.get(number % 10, (64, 64))
-        yield number, rng, {"index": int(rng.integers(stop - start)), "mix": mix, "size": size}
+        yield number, rng, {"index": int(rng.integers(SEED_RANGES["train"][1])), "mix": mix, "size": size}
 
 
 def _conversations(folder: Path, seed: int, count: int) -> dict[str, Scene]:
@@ -98,8 +98,8 @@ def _conversations(folder: Path, seed: int, count: int) -> dict[str, Scene]:
         name = f"images/{number:06d}.jpg"
         scene = scenes[name] = sample_scene(**arguments)
         (folder / name).write_bytes(_jpeg(scene))
-        turns = [(asked.text, asked.answer) for asked in questions(scene)]
-        turns = [turns[i] for i in rng.permutation(len(turns))[: (2, 1, 1, 4)[number % 4]]]
+        asked = questions(scene)
+        turns = [(asked[i].text, asked[i].answer) for i in rng.permutation(len(asked))[: (2, 1, 1, 4)[number % 4]]]
         if number % 4 == 0:
             turns.insert(0, ("what is there?", caption(scene, "full", rng)))
         elif number % 4 == 1:
@@ -125,11 +125,11 @@ def _edits(folder: Path, seed: int, count: int) -> dict[str, Scene]:
     (folder / "images").mkdir()
     for number, _, arguments in _draws("edits", seed, count):
         edit = sample_edit(**arguments)
-        names = [f"images/{number:06d}_{which}.jpg" for which in ("source", "target")]
-        for name, scene in zip(names, (edit.source, edit.target), strict=True):
-            scenes[name] = scene
+        pair = {f"images/{number:06d}_source.jpg": edit.source, f"images/{number:06d}_target.jpg": edit.target}
+        for name, scene in pair.items():
             (folder / name).write_bytes(_jpeg(scene))
-        samples.append(edits.EditPair(folder / names[0], folder / names[1], edit.instruction))
+        samples.append(edits.EditPair(*(folder / name for name in pair), edit.instruction))
+        scenes |= pair
     edits.write(folder / "edits.jsonl", samples)
     return scenes
 
@@ -141,27 +141,6 @@ def _examples(folder: Path) -> dict[str, str]:
     return {**first, "caption": f"{pair.key}.jpg with {pair.key}.txt: {pair.caption}"}
 
 
-README = """# Samples in the three official data formats of SEED-X
-
-{count} samples in each, drawn and worded from training scenes of an invented world by
-`python -m seedx_lite data build` (seed {seed}): no photographs, no real people.
-`python -m seedx_lite data check` checks them, or a folder of your own. Licence: CC0 1.0, see `LICENSE`.
-
-- `conversations/`: descriptions, some with boxes, and questions; `train.jsonl` with `images/`
-- `captions/`: tars of KEY.jpg with KEY.txt (`000000.tar`), or with KEY.json, key `caption` (`000001.tar`)
-- `edits/`: before, after, instruction, and nothing else changed; `edits.jsonl` with `images/`
-
-```
-{conversation}
-{caption}
-{edit}
-```
-
-Paths are relative to the folder of the jsonl file and may not leave it. Boxes are
-`<box_start><loc-xc><loc-yc><loc-w><loc-h><box_end>` in 224ths of the picture's sides. Pictures are JPEG at quality
-92, 64x64 px, some 96x64, 64x96 and 128x64; every fourth is of the broad mix of styles. `scenes.json` tells the
-scene that a picture shows (`Scene.from_dict`), `manifest.json` the SHA-256 of every file.
-"""
 LICENSE = """The samples in the folders conversations, captions and edits were made by a program. To the
 extent possible under law, their makers have waived all copyright and related or neighbouring rights to them
 under CC0 1.0 Universal: https://creativecommons.org/publicdomain/zero/1.0/legalcode

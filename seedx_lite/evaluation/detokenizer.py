@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import copy
 import io
-import json
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -32,7 +31,7 @@ from seedx_lite.evaluation.reconstruction import (
     round_trips,
     to_latents,
 )
-from seedx_lite.evaluation.records import record_path, save_record
+from seedx_lite.evaluation.records import save_record
 from seedx_lite.evaluation.statistics import interval, mean_differences
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
@@ -49,38 +48,29 @@ BASELINES = {
 CEILINGS = {"original": "the pictures themselves", "vae": "VAE round trip"}
 
 
-def reconstruction_report(
-    preset: Preset,
-    folders: Mapping[str, Path],
-    count: int = 256,
-    seed: int = 0,
-    device: str = "cpu",
-    runs: str | Path = "runs",
-) -> dict[str, Any]:
-    """Measures a de-tokenizer on test scenes, as plain types for JSON.
+def evaluate(
+    preset: Preset, folders: Mapping[str, Path], seed: int = 0, count: int = 256, runs: str | Path = "runs"
+) -> Path:
+    """Measures on `count` test scenes, prints a table, writes the record `RECORD` and returns its path.
 
-    folders: those of `DetokenizerPipeline.from_artifacts`. Per scene and in the mean: our reconstructions, the
-    baselines, the ceilings. Differences are ours minus baseline, paired by scene; intervals are 95 % over scenes.
+    folders: those of `DetokenizerPipeline.from_artifacts`. The record tells for each scene and in the mean: our
+    reconstructions, the baselines, the ceilings. Differences are ours minus baseline, paired by scene.
     """
     began = time.perf_counter()
-    pipe = DetokenizerPipeline.from_artifacts(**folders).to(device)
+    pipe = DetokenizerPipeline.from_artifacts(**folders)
     targets = held_out(preset, min(count, preset.data.test_scenes))
-    indices, pictures = list(range(len(targets))), [target.picture for target in targets]
-    size = (preset.image_size, preset.image_size)
+    pictures, size = [target.picture for target in targets], (preset.image_size, preset.image_size)
     shown = min(TRAINING_PICTURES, preset.data.train_scenes)
     training = rendered("train", shown, "narrow", size, project_path(runs) / "cache")
     mean = training.mean(0).round().astype(np.uint8)
     nearest = nearest_pictures(pipe, pictures, training)
-    drawing = time.perf_counter()
-    candidates = {
-        "ours": reconstruct(pipe, pictures, indices, STEPS, GUIDANCE, seed),
-        "mean": [mean] * len(targets),
-        **{name: [training[k] for k in chosen] for name, chosen in nearest.items()},
-        "original": pictures,
-        "vae": round_trips(pipe, pictures),
+    numbers = {
+        "ours": _redrawn(pipe, targets, STEPS, GUIDANCE, seed),
+        "mean": judge(targets, [mean] * len(targets)),
+        **{name: judge(targets, [training[k] for k in chosen]) for name, chosen in nearest.items()},
+        "original": judge(targets, pictures),
+        "vae": judge(targets, round_trips(pipe, pictures)),
     }
-    seconds = {"drawing": time.perf_counter() - drawing}
-    numbers = {name: judge(targets, drawn) for name, drawn in candidates.items()}
     record = {
         "preset": preset.name,
         "seed": seed,
@@ -88,7 +78,7 @@ def reconstruction_report(
         "steps": STEPS,
         "guidance": GUIDANCE,
         "training_pictures": shown,
-        "indices": indices,
+        "indices": list(range(len(targets))),
         "nearest": nearest,
         "numbers": numbers,
         "summary": {name: {metric: interval(v) for metric, v in n.items()} for name, n in numbers.items()},
@@ -101,18 +91,23 @@ def reconstruction_report(
         "noise_levels": noise_levels(pipe, targets[:64], seed),
         "mean_picture": _as_text(mean),
         "versions": {name: version(name) for name in ("torch", "diffusers", "numpy", "pillow")},
-        "device": str(pipe.device),
         "threads": torch.get_num_threads(),
+        "seconds": time.perf_counter() - began,
     }
-    return _rounded(record | {"seconds": seconds | {"all": time.perf_counter() - began}})
+    print(table(record))
+    return save_record(RECORD, record, runs)
+
+
+def _redrawn(
+    pipe: DetokenizerPipeline, targets: Sequence[Target], steps: int, guidance: float, seed: int = 0, **kwargs: Any
+) -> dict[str, list[float]]:
+    """The numbers of the first scenes of a split, drawn by the pipeline; `kwargs` go to `reconstruct`."""
+    pictures = [target.picture for target in targets]
+    return judge(targets, reconstruct(pipe, pictures, range(len(targets)), steps, guidance, seed, **kwargs))
 
 
 def measure_tolerance(
-    pipe: DetokenizerPipeline,
-    targets: Sequence[Target],
-    numbers: Mapping[str, Sequence[float]],
-    seed: int = 0,
-    threads: Sequence[int] = (1, 2),
+    pipe: DetokenizerPipeline, targets: Sequence[Target], numbers: Mapping[str, Sequence[float]], seed: int
 ) -> dict[str, Any]:
     """By how much `numbers`, those of the first scenes, differ when nothing but arithmetic does.
 
@@ -120,16 +115,13 @@ def measure_tolerance(
     rounded to float16, as they are shipped. "repeats" are the mean absolute differences; the tolerance of a metric is
     three times the largest of them, and at least a hundredth of a level or a thousandth of IoU.
     """
-    indices, pictures = list(range(len(targets))), [target.picture for target in targets]
     reference = {metric: values[: len(targets)] for metric, values in numbers.items()}
 
     def repeat(pipe: DetokenizerPipeline, **kwargs: Any) -> dict[str, float]:
-        return mean_differences(
-            reference, judge(targets, reconstruct(pipe, pictures, indices, STEPS, GUIDANCE, seed, **kwargs))
-        )
+        return mean_differences(reference, _redrawn(pipe, targets, STEPS, GUIDANCE, seed, **kwargs))
 
     repeats, usual = {}, torch.get_num_threads()
-    for count in threads:
+    for count in (1, 2):
         torch.set_num_threads(count)
         repeats[f"threads {count}"] = repeat(pipe)
     torch.set_num_threads(usual)
@@ -141,55 +133,37 @@ def measure_tolerance(
     return {metric: max(3 * value, least[metric]) for metric, value in largest.items()} | {"repeats": repeats}
 
 
-def guidance_and_steps_sweep(
-    pipe: DetokenizerPipeline,
-    preset: Preset,
-    count: int = 32,
-    guidances: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 5.0),
-    steps: Sequence[int] = (5, 10, 25, 50),
-) -> list[dict[str, Any]]:
-    """Means with intervals on validation scenes: every guidance at `STEPS`, every number of steps at `GUIDANCE`."""
-    targets = held_out(preset, min(count, preset.data.validation_scenes), "validation")
-    indices, pictures = list(range(len(targets))), [target.picture for target in targets]
-    settings = {(STEPS, guidance) for guidance in guidances} | {(number, GUIDANCE) for number in steps}
+def guidance_and_steps_sweep(pipe: DetokenizerPipeline, preset: Preset) -> list[dict[str, Any]]:
+    """Means with intervals on validation scenes: guidances at `STEPS`, numbers of steps at `GUIDANCE`."""
+    targets = held_out(preset, min(32, preset.data.validation_scenes), "validation")
+    settings = {(STEPS, guidance) for guidance in (1.0, 1.5, 2.0, 3.0, 5.0)}
     rows = []
-    for number, guidance in sorted(settings):
-        numbers = judge(targets, reconstruct(pipe, pictures, indices, number, guidance))
-        row = {"steps": number, "guidance": guidance, "scenes": len(targets)}
+    for steps, guidance in sorted(settings | {(steps, GUIDANCE) for steps in (5, 10, 25, 50)}):
+        row = {"steps": steps, "guidance": guidance, "scenes": len(targets)}
+        numbers = _redrawn(pipe, targets, steps, guidance)
         rows.append(row | {metric: interval(values) for metric, values in numbers.items()})
     return rows
 
 
-def mean_picture(record: Mapping[str, Any]) -> Image.Image:
-    """The mean training picture of a record."""
-    return Image.open(io.BytesIO(base64.b64decode(record["mean_picture"])))
-
-
 @torch.no_grad()
-def noise_levels(
-    pipe: DetokenizerPipeline,
-    targets: Sequence[Target],
-    seed: int = 0,
-    times: Sequence[int] = (100, 300, 500, 700, 900),
-) -> list[dict[str, float]]:
+def noise_levels(pipe: DetokenizerPipeline, targets: Sequence[Target], seed: int) -> list[dict[str, float]]:
     """How well one prediction of the U-Net tells the picture behind the noise, at several times.
 
     Mean squared error of the estimated latents, which have a deviation of about 1: `with_embeddings` of the picture,
     and `without`, with those of the zero picture.
     """
-    images = [Image.fromarray(target.picture) for target in targets]
     latents = to_latents(pipe, np.stack([target.picture for target in targets]))
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
-    tokens = pipe.vit(pipe.vit.preprocess(images).to(pipe.dtype))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+    tokens = pipe.vit(pipe.vit.preprocess([Image.fromarray(target.picture) for target in targets]))
     context, no_context, pooled, no_pooled = pipe.adapter.get_image_embeds(pipe.vit.zero_embeddings(), None, tokens)
     rows = []
-    for time_ in times:
-        noisy = pipe.scheduler.add_noise(latents, noise, torch.tensor([time_]))
-        row = {"time": time_}
+    for t in (100, 300, 500, 700, 900):
+        noisy = pipe.scheduler.add_noise(latents, noise, torch.tensor([t]))
+        row = {"time": t}
         for name, given, summary in (("with_embeddings", context, pooled), ("without", no_context, no_pooled)):
-            added = {"text_embeds": summary, "time_ids": pipe.time_ids.expand(len(images), -1)}
-            predicted = pipe.unet(noisy, time_, given, added_cond_kwargs=added).sample
-            estimate = estimated_latents(pipe.scheduler, predicted, noisy, time_)
+            added = {"text_embeds": summary, "time_ids": pipe.time_ids.expand(len(targets), -1)}
+            predicted = pipe.unet(noisy, t, given, added_cond_kwargs=added).sample
+            estimate = estimated_latents(pipe.scheduler, predicted, noisy, t)
             row[name] = float((estimate - latents).square().mean())
         rows.append(row)
     return rows
@@ -203,24 +177,6 @@ def estimated_latents(
     if scheduler.config.prediction_type == "v_prediction":
         return alpha.sqrt() * noisy - (1 - alpha).sqrt() * predicted
     return (noisy - (1 - alpha).sqrt() * predicted) / alpha.sqrt()
-
-
-def evaluate(
-    preset: Preset, folders: Mapping[str, Path], seed: int = 0, count: int = 256, runs: str | Path = "runs"
-) -> Path:
-    """Measures, prints a table, writes the record and returns its path."""
-    record = reconstruction_report(preset, folders, count, seed, runs=runs)
-    print(table(record))
-    return save_record(RECORD, record, runs)
-
-
-def read_record(preset: str, runs: str | Path = "runs") -> dict[str, Any] | None:
-    """The record that `evaluate` wrote for a preset, or None. Raises ValueError for a damaged file."""
-    path = record_path(RECORD, preset, runs)
-    try:
-        return json.loads(path.read_text()) if path.is_file() else None
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); `git checkout` restores it, or measure it anew") from error
 
 
 def table(record: Mapping[str, Any]) -> str:
@@ -237,13 +193,9 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _rounded(value: Any) -> Any:
-    """Floats to six digits, so that a record can be read."""
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_rounded(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+def mean_picture(record: Mapping[str, Any]) -> Image.Image:
+    """The mean training picture of a record."""
+    return Image.open(io.BytesIO(base64.b64decode(record["mean_picture"])))
 
 
 def _as_text(picture: np.ndarray) -> str:

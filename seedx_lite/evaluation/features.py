@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seedx_lite.artifacts import read_manifest
+from seedx_lite.data.rendered import scenes
 from seedx_lite.data.token_truth import COLOUR_CLASSES, KIND_CLASSES, PART_CLASSES, TokenTruth, token_truth
 from seedx_lite.evaluation.records import largest_difference, save_record
 from seedx_lite.models.readers import TokenHeads
@@ -25,11 +26,12 @@ from seedx_lite.models.text import load_text_encoders
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
 from seedx_lite.world.brush import SMALL_PARTS
 from seedx_lite.world.language import canonical_caption
-from seedx_lite.world.scene import Scene, sample_scene
+from seedx_lite.world.scene import Scene
 
 CLASSES = {"kind": KIND_CLASSES, "colour": COLOUR_CLASSES, "part": PART_CLASSES}
 FIRST = {"kind": 2, "colour": 1, "part": 1}  # number of the first class that speaks of a thing
 SMALL = [PART_CLASSES.index(name) for name in SMALL_PARTS]  # limbs, wheels, windows: what is lost first
+SCENES, FIT_SCENES = 256, 480  # to measure on, and to fit probes on
 NEAR = 0.05  # of the width: a centre read closer than this counts as found
 
 
@@ -44,21 +46,20 @@ class Sample:
 
 
 @torch.no_grad()
-def embed_split(tower: VisionTransformerWithAttnPool, split: str, count: int, mix: str = "narrow") -> Sample:
-    """Draws the scenes at the encoder's image size and embeds them."""
+def embed_split(tower: VisionTransformerWithAttnPool, split: str, count: int) -> Sample:
+    """Draws the scenes, of the narrow mix, at the encoder's image size and embeds them."""
     size, grid = (tower.image_size,) * 2, round(tower.config["n_queries"] ** 0.5)
-    pictures, truth = token_truth(split, count, mix, size, grid)
+    pictures, truth = token_truth(split, count, "narrow", size, grid)
     images = normalise(pictures).to(tower.proj.dtype)
     tokens = torch.cat([tower(part) for part in images.split(64)]).float()
-    return Sample([sample_scene(index, split, mix, size) for index in range(count)], pictures, truth, tokens)
+    return Sample(scenes(split, count, "narrow", size), pictures, truth, tokens)
 
 
 @torch.no_grad()
 def retrieval(heads: TokenHeads, texts, sample: Sample) -> dict[str, float]:
     """Share of pictures whose best caption among K fits, and the reverse (R@1), by the second text encoder.
 
-    texts: tokenizer and both encoders. Captions are the canonical full ones; one of another scene fits if it says the
-    same.
+    texts: tokenizer and both encoders. Captions are the canonical ones; another scene's fits if it says the same.
     """
     tokenizer, _, encoder = texts
     captions = [canonical_caption(scene) for scene in sample.scenes]
@@ -113,14 +114,14 @@ def probe(fit: Sample, test: Sample, n: int) -> dict[str, float]:
     """
     x, x_test = (pool_embeddings(s.tokens, n).flatten(0, 1).numpy() for s in (fit, test))  # [K·N, D]
     told = fit_linear(x, _places(fit, n))(x_test)
-    errors = np.abs(told - _places(test, n)).mean(axis=0)
-    result = {"row_error": float(errors[0]), "column_error": float(errors[1])}
+    row_error, column_error = np.abs(told - _places(test, n)).mean(axis=0).tolist()
     (on, centres), (on_test, centres_test) = _centres(fit, n), _centres(test, n)
-    told = fit_linear(x[on], centres[on])(x_test[on_test])
-    result["centre_near"] = float(_near(told, centres_test[on_test]).mean())
+    near = _near(fit_linear(x[on], centres[on])(x_test[on_test]), centres_test[on_test])
     there, there_test = ((s.truth.kind >= FIRST["kind"]).reshape(len(s.tokens) * n, -1) for s in (fit, test))
     told = fit_linear(x, there)(x_test) > 0.5
-    result["things"] = float((told & there_test).sum() / (told | there_test).sum())
+    things = (told & there_test).sum() / (told | there_test).sum()
+    result = {"row_error": row_error, "column_error": column_error}
+    result |= {"centre_near": float(near.mean()), "things": float(things)}
     for name, first in FIRST.items():
         truth, truth_test = (getattr(s.truth, name).reshape(len(s.tokens) * n, -1) for s in (fit, test))  # [K·N, c]
         codes = np.eye(len(CLASSES[name]))[:, first:]  # nothing to tell: zeros
@@ -132,10 +133,10 @@ def probe(fit: Sample, test: Sample, n: int) -> dict[str, float]:
     return result
 
 
-def variance_share(tokens: Tensor, directions: int = 3) -> float:
-    """Share of the tokens' variance that lies along the `directions` largest of its principal directions."""
+def variance_share(tokens: Tensor) -> float:
+    """Share of the tokens' variance that lies along its three largest principal directions."""
     values = torch.linalg.eigvalsh(torch.cov(tokens.flatten(0, 1).double().T))
-    return float(values[-directions:].sum() / values.sum())
+    return float(values[-3:].sum() / values.sum())
 
 
 def nearest(tokens: Tensor) -> np.ndarray:
@@ -148,18 +149,18 @@ def nearest(tokens: Tensor) -> np.ndarray:
 def neighbours(sample: Sample) -> dict[str, dict[str, float]]:
     """Share of pictures that agree with their nearest neighbour in sky, ground, and at least one thing (kind and
     colour); beside it the same share over all pairs."""
-    near, scenes = nearest(sample.tokens), sample.scenes
-    things = [{(thing.kind, thing.colour) for thing in scene.things} for scene in scenes]
+    things = [{(thing.kind, thing.colour) for thing in scene.things} for scene in sample.scenes]
+    skies, grounds = (np.array([getattr(scene, name) for scene in sample.scenes]) for name in ("sky", "ground"))
     same = {
-        "sky": lambda i, j: scenes[i].sky == scenes[j].sky,
-        "ground": lambda i, j: scenes[i].ground == scenes[j].ground,
-        "a_thing": lambda i, j: bool(things[i] & things[j]),
+        "sky": skies[:, None] == skies,
+        "ground": grounds[:, None] == grounds,
+        "a_thing": np.array([[bool(one & other) for other in things] for one in things]),
     }
-    every = range(len(scenes))
-    pairs = [(i, j) for i in every for j in every if i != j]
+    every, near = np.arange(len(things)), nearest(sample.tokens)
+    others = every[:, None] != every
     return {
-        "nearest": {name: float(np.mean([test(i, near[i]) for i in every])) for name, test in same.items()},
-        "any_pair": {name: float(np.mean([test(i, j) for i, j in pairs])) for name, test in same.items()},
+        "nearest": {name: float(pairs[every, near].mean()) for name, pairs in same.items()},
+        "any_pair": {name: float(pairs[others].mean()) for name, pairs in same.items()},
     }
 
 
@@ -169,15 +170,13 @@ def reach(tower: VisionTransformerWithAttnPool, pictures: np.ndarray) -> dict[st
     `uniform` is that of a query that reads all patches alike."""
     _, weights = tower.attn_pool(tower.grid_tokens(normalise(pictures)), return_attention=True)  # [K, heads, T, L]
     weights = weights.mean(dim=(0, 1))  # [T, L]
-    queries, patches = (_grid_places(count) for count in weights.shape)
-    distance = torch.cdist(queries, patches)
+    queries, patches = ((_grid(count) + 0.5) / count**0.5 for count in weights.shape)  # middles, in widths
+    distance = torch.cdist(queries, patches)  # [T, L]
     return {"attention": float((weights * distance).sum(dim=1).mean()), "uniform": float(distance.mean())}
 
 
-def vit_report(
-    vit_folder: str | Path, split: str = "test", count: int = 256, fit: int = 480, as_shipped: bool = False
-) -> dict[str, Any]:
-    """All numbers of notebook 01: on the first `count` scenes of a split, probes fitted on `fit` validation scenes.
+def vit_report(vit_folder: str | Path, as_shipped: bool = False) -> dict[str, Any]:
+    """All numbers of notebook 01, on the first test scenes; probes are fitted on validation scenes.
 
     as_shipped: weights rounded to float16, and the encoder computes in float64.
     """
@@ -185,16 +184,16 @@ def vit_report(
     heads = TokenHeads.from_pretrained(Path(vit_folder) / "heads")
     if as_shipped:
         tower, heads = tower.half().double(), heads.half().float()
-    test, other = embed_split(tower, split, count), embed_split(tower, "validation", fit)
+    test, other = embed_split(tower, "test", SCENES), embed_split(tower, "validation", FIT_SCENES)
     about, tokens = read_manifest(vit_folder), tower.config["n_queries"]
     with torch.no_grad():
         read = heads(test.tokens)
     return {
         "preset": about["preset"],
         "artifacts": {about["stage"]: about["id"]},
-        "split": split,
-        "scenes": count,
-        "fit_scenes": fit,
+        "split": "test",
+        "scenes": SCENES,
+        "fit_scenes": FIT_SCENES,
         "retrieval": retrieval(heads, load_text_encoders(vit_folder), test),
         "reading": reading(read, test.truth),
         "probe": {str(n): probe(other, test, n) for n in (tokens, tokens // 4, tokens // 8)},
@@ -204,13 +203,13 @@ def vit_report(
     }
 
 
-def evaluate(vit_folder: str | Path, runs: str | Path = "runs", count: int = 256, fit: int = 480) -> Path:
+def evaluate(vit_folder: str | Path, runs: str | Path = "runs") -> Path:
     """Measures, writes the record `vit` and returns its path.
 
     Its tolerance is three times the largest change of any number in a repeat with other arithmetic, at least .005.
     """
-    record = vit_report(vit_folder, count=count, fit=fit)
-    change = largest_difference(record, vit_report(vit_folder, count=count, fit=fit, as_shipped=True))
+    record = vit_report(vit_folder)
+    change = largest_difference(record, vit_report(vit_folder, as_shipped=True))
     return save_record("vit", record | {"tolerance": max(0.005, 3 * change)}, runs)
 
 
@@ -218,12 +217,16 @@ def _near(told: np.ndarray, true: np.ndarray) -> np.ndarray:
     return np.linalg.norm(told - true, axis=-1) <= NEAR
 
 
+def _grid(count: int) -> Tensor:
+    """Row and column of each cell of a square grid: [count, 2]."""
+    steps = torch.arange(round(count**0.5), dtype=torch.float32)
+    return torch.cartesian_prod(steps, steps)
+
+
 def _places(sample: Sample, n: int) -> np.ndarray:
     """Row and column of each pooled token's middle, in cells: [K·N, 2]."""
     count, cells = sample.tokens.shape[:2]
-    rows, columns = np.divmod(np.arange(cells), round(cells**0.5))
-    middles = np.stack([rows, columns], axis=1).reshape(n, -1, 2).mean(axis=1)  # [N, 2]
-    return np.tile(middles, (count, 1))
+    return pool_embeddings(_grid(cells)[None], n)[0].tile(count, 1).numpy()
 
 
 def _centres(sample: Sample, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -234,10 +237,3 @@ def _centres(sample: Sample, n: int) -> tuple[np.ndarray, np.ndarray]:
     high = np.where(on[..., None], boxes, -np.inf).max(axis=1)
     alone = on.any(axis=1) & (low == high).all(axis=1)
     return alone, np.where(alone[:, None], low[:, :2], 0)
-
-
-def _grid_places(count: int) -> Tensor:
-    """Middles of the cells of a square grid, row by row, in widths: [count, 2]."""
-    side = round(count**0.5)
-    steps = (torch.arange(side) + 0.5) / side
-    return torch.cartesian_prod(steps, steps)

@@ -23,7 +23,6 @@ from seedx_lite.presets import Preset
 from seedx_lite.world.draw import render, render_truth
 from seedx_lite.world.scene import Scene
 
-METRICS = {"colour_error": "lower", "thing_iou": "higher"}  # and which is better
 PALETTE, GROWTH = 6, 0.25
 
 
@@ -85,7 +84,7 @@ def main_colours(pixels: np.ndarray, count: int = PALETTE, rounds: int = 12) -> 
 
 def _distances(pixels: np.ndarray, colours: np.ndarray) -> np.ndarray:
     """Euclidean distances [P, C] of pixels [P, 3] to colours [C, 3]."""
-    return np.linalg.norm(pixels[:, None].astype(np.float64) - colours, axis=2)
+    return np.linalg.norm(pixels[:, None] - colours, axis=2)
 
 
 def colour_error(target: Target, picture: np.ndarray) -> float:
@@ -96,14 +95,11 @@ def colour_error(target: Target, picture: np.ndarray) -> float:
 
 def thing_iou(target: Target, picture: np.ndarray) -> float:
     """Mean over the things of the overlap between where each is and where it seems to be, 0 to 1."""
-    scores = []
-    for mask, window, palette, without in zip(
-        target.masks, target.windows, target.palettes, target.without, strict=True
-    ):
-        pixels = picture[window]
-        to_thing = _distances(pixels, palette).min(1)
-        to_rest = np.linalg.norm(pixels.astype(np.float64) - without[window], axis=1)
-        seems, there = to_thing < to_rest, mask[window]
+    parts, scores = (target.masks, target.windows, target.palettes, target.without), []
+    for mask, window, palette, without in zip(*parts, strict=True):
+        pixels = picture[window].astype(np.float64)
+        to_rest = np.linalg.norm(pixels - without[window], axis=1)
+        seems, there = _distances(pixels, palette).min(1) < to_rest, mask[window]
         scores.append((seems & there).sum() / (seems | there).sum())
     return float(np.mean(scores))
 
@@ -119,14 +115,13 @@ def judge(targets: Sequence[Target], pictures: Sequence[np.ndarray]) -> dict[str
         if picture.shape != target.picture.shape or picture.dtype != np.uint8:
             expected = f"uint8 {list(target.picture.shape)}, like its scene"
             raise ValueError(f"picture {number} is {picture.dtype} {list(picture.shape)}, expected {expected}")
-    pairs = list(zip(targets, pictures, strict=True))
-    return {"colour_error": [colour_error(*pair) for pair in pairs], "thing_iou": [thing_iou(*pair) for pair in pairs]}
+    measures = {"colour_error": colour_error, "thing_iou": thing_iou}
+    return {name: list(map(measure, targets, pictures)) for name, measure in measures.items()}
 
 
 def held_out(preset: Preset, count: int, split: str = "test") -> list[Target]:
     """The first `count` scenes of a split, drawn, with what they are judged by."""
-    size = (preset.image_size, preset.image_size)
-    chosen = scenes(split, count, "narrow", size)
+    chosen = scenes(split, count, "narrow", (preset.image_size, preset.image_size))
     return [Target.of(scene) for scene in tqdm(chosen, desc=f"{split} scenes", disable=count < 64)]
 
 
@@ -148,18 +143,15 @@ def reconstruct(
 
 @torch.no_grad()
 def nearest_pictures(
-    pipe: DetokenizerPipeline, pictures: Sequence[np.ndarray], training: np.ndarray, batch: int = 64
+    pipe: DetokenizerPipeline, pictures: Sequence[np.ndarray], training: np.ndarray
 ) -> dict[str, list[int]]:
     """For each picture the training picture of highest cosine between the means of their embeddings ("nearest_mean"),
     and between all their pooled embeddings ("nearest"), as indices."""
+    n = pipe.vit.config["n_queries"] // pipe.config.vit_down
 
     def embed(some: Sequence[np.ndarray]) -> torch.Tensor:
-        parts = []
-        for start in tqdm(range(0, len(some), batch), desc="visual embeddings"):
-            images = [Image.fromarray(picture) for picture in some[start : start + batch]]
-            tokens = pipe.vit(pipe.vit.preprocess(images))  # [B, T, D]
-            parts.append(pool_embeddings(tokens, tokens.shape[1] // pipe.config.vit_down).cpu())
-        return torch.cat(parts)  # [K, N, D]
+        images = pipe.vit.preprocess([Image.fromarray(picture) for picture in some]).split(64)
+        return torch.cat([pool_embeddings(pipe.vit(part), n) for part in tqdm(images, desc="visual embeddings")])
 
     def closest(a: torch.Tensor, b: torch.Tensor) -> list[int]:
         return (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).argmax(1).tolist()
@@ -172,12 +164,10 @@ def nearest_pictures(
 
 
 @torch.no_grad()
-def round_trips(pipe: DetokenizerPipeline, pictures: Sequence[np.ndarray], batch: int = 32) -> list[np.ndarray]:
+def round_trips(pipe: DetokenizerPipeline, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Pictures through the VAE alone: what is lost here, no de-tokenizer can bring back."""
-    drawn = []
-    for start in range(0, len(pictures), batch):
-        drawn += list(to_pictures(pipe, to_latents(pipe, np.stack(pictures[start : start + batch]))))
-    return drawn
+    parts = [np.stack(pictures[start : start + 32]) for start in range(0, len(pictures), 32)]
+    return [picture for part in parts for picture in to_pictures(pipe, to_latents(pipe, part))]
 
 
 def to_latents(pipe: DetokenizerPipeline, pictures: np.ndarray) -> torch.Tensor:

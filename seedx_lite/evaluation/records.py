@@ -2,17 +2,19 @@
 
 The record of `lite` comes with the project, as data_samples/results/NAME.json; those of other presets are written to
 runs/<preset>/NAME.json. A record is a dict with the `preset` and the `artifacts` (stage → id) that it was measured on,
-its numbers, and a `tolerance`: by how much they may differ when nothing but arithmetic does.
+its numbers, and a `tolerance`, one or one per metric: by how much they may differ when nothing but arithmetic does.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seedx_lite.artifacts import project_path
+from seedx_lite.data.formats import replacing
 
 
 def record_path(name: str, preset: str, runs: str | Path = "runs") -> Path:
@@ -21,12 +23,14 @@ def record_path(name: str, preset: str, runs: str | Path = "runs") -> Path:
 
 
 def save_record(name: str, record: Mapping[str, Any], runs: str | Path = "runs") -> Path:
-    """Writes the record in one move, floats to four decimals; returns its path."""
+    """Writes a record in one move, floats to four decimals, innermost lists and dicts on one line. Returns its path."""
+    text = json.dumps(_rounded(record), indent=1, ensure_ascii=False)
+    innermost = r"[\[{][^\[\]{}]*[\]}]"  # strings in JSON hold no line breaks, so joining lines changes no value
+    text = re.sub(innermost, lambda found: re.sub(r"\n *", " ", found[0]), text)
     path = record_path(name, record["preset"], runs)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(_rounded(record), indent=1) + "\n")
-    return draft.replace(path)
+    with replacing(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
+    return path
 
 
 def load_record(name: str, preset: str, runs: str | Path = "runs") -> dict[str, Any] | None:
@@ -35,8 +39,10 @@ def load_record(name: str, preset: str, runs: str | Path = "runs") -> dict[str, 
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text())
-        return record | {"tolerance": float(record["tolerance"])}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["tolerance"], float | dict):
+            raise TypeError("tolerance must be a number, or one per metric")
+        return record
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); `git checkout` restores it, or measure it anew") from error
 
@@ -62,19 +68,19 @@ def verdict(stored: Mapping[str, Any] | None, computed: Mapping[str, Any], key: 
     """A stored number, and whether the computed one is within the record's tolerance of it, for a notebook to print.
 
     The computed number is told only where it disagrees, or where nothing is stored: it differs between machines in its
-    last digits, and outputs are compared letter by letter.
-    Raises KeyError when there is no such number.
+    last digits, and outputs are compared letter by letter. Raises KeyError when there is no such number.
     """
     new = numbers(computed)[key]
     if stored is None:
         return f"computed {new:.3f}, no stored record for this preset"
     old, tolerance = numbers(stored)[key], stored["tolerance"]
-    return f"{old:<6} computed again: " + (
-        f"agrees, ± {tolerance}" if abs(new - old) <= tolerance else f"DIFFERS, {new:.4f}"
-    )
+    agrees = abs(new - old) <= tolerance
+    return f"{old:<6} computed again: " + (f"agrees, ± {tolerance}" if agrees else f"DIFFERS, {new:.4f}")
 
 
 def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
     return round(value, 4) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Means with intervals."""
+"""Means with intervals, and whether two measurements of the same samples agree."""
 
 from __future__ import annotations
 
@@ -6,28 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 
-def t_quantile(freedom: int, level: float = 0.95) -> float:
-    """The t that holds a share `level` of Student's distribution within ±t; `freedom` ≥ 1 degrees of freedom.
-
-    With t = √freedom · tan(a) the density is proportional to cos(a)^(freedom - 1), which is summed here.
-    """
-    angles = np.linspace(0, np.pi / 2, 200_001)
-    shares = np.cumsum(np.cos((angles[1:] + angles[:-1]) / 2) ** (freedom - 1))
-    return float(np.sqrt(freedom) * np.tan(np.interp(level, shares / shares[-1], angles[1:])))
-
-
-def interval(values: Sequence[float], level: float = 0.95) -> dict[str, float]:
-    """Mean of independent values, with the ends of its t-interval: {"mean", "low", "high"}.
+def interval(values: Sequence[float]) -> dict[str, float]:
+    """Mean of independent values, with the ends of its 95 % t-interval: {"mean", "low", "high"}.
 
     Raises ValueError for fewer than two values.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.size < 2:
         raise ValueError(f"an interval needs two values or more, got {values.size}")
-    mean, error = values.mean(), values.std(ddof=1) / np.sqrt(values.size)
-    reach = t_quantile(values.size - 1, level) * error
+    mean, reach = values.mean(), stats.t.ppf(0.975, values.size - 1) * stats.sem(values)
     return {"mean": float(mean), "low": float(mean - reach), "high": float(mean + reach)}
 
 

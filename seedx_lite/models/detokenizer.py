@@ -50,12 +50,7 @@ class SDXLAdapter(nn.Module):
     always_trained: tuple[str, ...] = ("resampler.",)  # prefixes that are trained whatever `full_ft` is
 
     def __init__(
-        self,
-        unet: UNet2DConditionModel,
-        resampler: ResamplerXLV2,
-        full_ft: bool = False,
-        vit_down: int = 4,
-        official: bool = False,
+        self, unet: UNet2DConditionModel, resampler: ResamplerXLV2, full_ft=False, vit_down=4, official=False
     ) -> None:
         super().__init__()
         self.unet, self.resampler = unet, resampler
@@ -71,12 +66,10 @@ class SDXLAdapter(nn.Module):
     def forward(
         self, noisy: Tensor, timesteps: Tensor, image_embeds: Tensor, time_ids: Tensor, target: Tensor | None = None
     ) -> Prediction:
-        """One step of the U-Net on noisy latents [B, 4, h, w] (with condition image [B, 8, h, w]).
+        """One step of the U-Net on noisy latents [B, 4, h, w] (with condition image [B, 8, h, w]), at `timesteps`
+        [B] or scalar, int64, given `image_embeds` [B, N, K]; `target` [B, 4, h, w] is what should be predicted.
 
-        Args:
-            timesteps, image_embeds: [B] or scalar, int64, and [B, N, K].
-            time_ids: [B, 6]: original height, width, crop top, left, target height, width, in pixels.
-            target: [B, 4, h, w], what should be predicted.
+        time_ids: [B, 6]: original height, width, crop top, left, target height, width, in pixels.
         """
         prompt_embeds, pooled = self.resampler(image_embeds)  # [B, Q, C], [B, P]
         conditions = {"text_embeds": pooled, "time_ids": time_ids}
@@ -86,15 +79,9 @@ class SDXLAdapter(nn.Module):
     def get_image_embeds(
         self, zero_tokens: Tensor, image_embeds: Tensor | None = None, image_tokens: Tensor | None = None
     ) -> Conditioning:
-        """Conditioning and its negative, from pooled embeddings or from the vision encoder's tokens.
-
-        Args:
-            zero_tokens: [1, T, K], of the zero picture, unpooled.
-            image_embeds: [B, N, K], already pooled (from the language model or a cache), or
-            image_tokens: [B, T, K], of real pictures, unpooled.
-
-        Raises ValueError unless exactly one of the two is given, and when `vit_down` does not divide T.
-        """
+        """Conditioning and its negative, from pooled embeddings [B, N, K] (of the language model or a cache) or from
+        the vision encoder's tokens [B, T, K]; `zero_tokens` [1, T, K] are those of the zero picture, unpooled. Raises
+        ValueError unless exactly one of the two is given, and when `vit_down` does not divide T."""
         if (image_embeds is None) == (image_tokens is None):
             raise ValueError("give either image_embeds (pooled) or image_tokens (unpooled), and not both")
         if image_tokens is not None and self.config["official"]:
@@ -118,11 +105,9 @@ class SDXLAdapter(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, sdxl: str | Path | UNet2DConditionModel) -> Self:
-        """Read a folder of `save_pretrained` onto the U-Net it was trained from: float32, eval mode.
-
-        sdxl: the folder of an SDXL-type pipeline, or its U-Net, which is changed in place. Raises FileNotFoundError or
-        ValueError that names the file, the keys and what to do.
-        """
+        """Read a folder of `save_pretrained` onto `sdxl`, the folder of the SDXL-type pipeline it was trained from, or
+        its U-Net, which is changed in place: float32, eval mode. Raises FileNotFoundError or ValueError that names the
+        file, the keys and what to do."""
         folder = Path(folder)
         config, tensors = read_folder(folder, cls.__name__)
         if not isinstance(sdxl, UNet2DConditionModel):
@@ -166,6 +151,11 @@ def widen_conv_in(unet: UNet2DConditionModel) -> None:
     unet.register_to_config(in_channels=new.in_channels)
 
 
+def sdxl_time_ids(size: int) -> Tensor:
+    """SDXL's size conditioning, uncropped: original size, crop corner, target size in px, [1, 6]."""
+    return torch.tensor([[size, size, 0, 0, size, size]], dtype=torch.float32)
+
+
 def noise_target(scheduler: SchedulerMixin, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """What the U-Net should predict, [B, 4, h, w], by `scheduler.config.prediction_type`."""
     kind = scheduler.config.prediction_type
@@ -192,8 +182,6 @@ def denoising_loss(
         adapter: an `SDXLAdapter`, also one wrapped for distributed training.
         latents: [B, 4, h, w], multiplied by the VAE's scaling factor.
         image_embeds, time_ids: [B, N, K], pooled, and [B, 6].
-        scheduler: with `add_noise` and `get_velocity`, such as DDPMScheduler.
-        generator: of all random draws.
         zero_embeds: [1, N, K], pooled, of the zero picture; they replace a share `drop` of the batch, for guidance.
         condition: [B, 4, h, w], latents of condition images (zeros where there is none).
 

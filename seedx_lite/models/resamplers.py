@@ -51,17 +51,11 @@ class Resampler(nn.Module):
     """One cross-attention layer with grid_size² learned queries: [B, L, K] → [B, grid_size², D].
 
     Paper §3.3; official `src/models/tokenizer/qwen_visual.py`. L is any square number (ValueError for another): keys
-    get the table of positions, resized to the grid of the incoming tokens, and values get none.
-
-    Args:
-        embed_dim, num_heads: D, a multiple of 4 and of H.
-        kv_dim: K where it differs from D.
-        eps: of both LayerNorms (1e-6 inside the vision encoder).
+    get the table of positions, resized to the grid of the incoming tokens, and values get none. `embed_dim`, D, is a
+    multiple of 4 and of `num_heads`; `kv_dim` is K where it differs; `eps` is 1e-6 inside the vision encoder.
     """
 
-    def __init__(
-        self, grid_size: int, embed_dim: int, num_heads: int, kv_dim: int | None = None, eps: float = 1e-5
-    ) -> None:
+    def __init__(self, grid_size: int, embed_dim: int, num_heads: int, kv_dim: int | None = None, eps: float = 1e-5):
         super().__init__()
         self.register_buffer("pos_embed", sincos_table(grid_size, embed_dim))
         self.query = nn.Parameter(torch.empty(grid_size**2, embed_dim))
@@ -113,9 +107,7 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.heads = heads
         self.positional_embedding = nn.Parameter(torch.randn(tokens + 1, dim) / dim**0.5)
-        self.k_proj = nn.Linear(dim, dim)
-        self.q_proj = nn.Linear(dim, dim)
-        self.v_proj = nn.Linear(dim, dim)
+        self.k_proj, self.q_proj, self.v_proj = (nn.Linear(dim, dim) for _ in range(3))
         self.c_proj = nn.Linear(dim, output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,8 +126,8 @@ class ResamplerXLV2(nn.Module):
     Args:
         num_queries, embedding_dim: Q, the number of tokens that the U-Net reads, whatever L is; and K.
         output1_dim, output2_dim: widths of the two text encoders whose place is taken.
-        normalize: scale each incoming token to length 1 (off in every released configuration).
-        official: as in the released code, `normalize` scales each channel over the tokens instead.
+        normalize: scale each incoming token to length 1 (off in every released configuration); where `official`, as in
+            the released code, each channel over the tokens instead.
     """
 
     def __init__(
@@ -159,10 +151,8 @@ class ResamplerXLV2(nn.Module):
         self.latents = nn.Parameter(torch.randn(1, num_queries, dim) / dim**0.5)
         self.proj_in = nn.Linear(embedding_dim, dim)
         self.norm_out = nn.LayerNorm(dim)
-        self.layers = nn.ModuleList(
-            nn.ModuleList([PerceiverAttention(dim, dim_head, heads), feed_forward(dim, dim * ff_mult)])
-            for _ in range(depth)
-        )
+        layers = ((PerceiverAttention(dim, dim_head, heads), feed_forward(dim, dim * ff_mult)) for _ in range(depth))
+        self.layers = nn.ModuleList(map(nn.ModuleList, layers))
         self.unet_proj_1 = nn.Linear(dim, output1_dim)
         self.unet_proj_2 = nn.Linear(dim, output2_dim)
         self.unet_attnpool = AttentionPool(num_queries, dim, heads, output2_dim)

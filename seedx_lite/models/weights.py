@@ -26,14 +26,12 @@ def save_folder(folder: Path, name: str, config: Mapping, tensors: Mapping[str, 
 
 
 def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The configuration and the tensors that `save_folder` wrote for class `name`.
-
-    Raises FileNotFoundError for a missing file, ValueError for a damaged one or one of another class.
-    """
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
+    """The configuration and the tensors that `save_folder` wrote for class `name`. Raises FileNotFoundError for a
+    missing file, ValueError for a damaged one or one of another class."""
+    for file in (folder / CONFIG, folder / WEIGHTS):
+        if not file.is_file():
             wanted = f"expected a folder written by {name}.save_pretrained. Check the path, or train this stage again."
-            raise FileNotFoundError(f"{folder / file} is missing; {wanted}")
+            raise FileNotFoundError(f"{file} is missing; {wanted}")
     try:
         config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
         found = config.pop("_class_name", None)
@@ -55,23 +53,15 @@ def build(make: Callable, config: Mapping[str, Any], source: Path) -> Any:
 def load_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, required: Collection[str] | None = None
 ) -> None:
-    """Copy `tensors` into `module`, in the module's own dtype, after checking every name and shape.
-
-    `required` are the names that have to be there (default: all); other names of the module may be absent
-    and keep their value. Raises ValueError that lists the keys that do not fit and says what to do.
-    """
+    """Copy `tensors` into `module`, in its own dtype. Names outside `required` (default: all) may be absent and keep
+    their value. Raises ValueError that lists the keys that do not fit and says what to do."""
     own = module.state_dict()
     missing = (own.keys() if required is None else set(required)) - tensors.keys()
-    reshaped = {
-        f"{key} {list(tensors[key].shape)} instead of {list(own[key].shape)}"
-        for key in own.keys() & tensors.keys()
-        if tensors[key].shape != own[key].shape
-    }
+    shapes = {key: (list(tensors[key].shape), list(own[key].shape)) for key in own.keys() & tensors.keys()}
+    reshaped = {f"{key} {there} instead of {here}" for key, (there, here) in shapes.items() if there != here}
     wrong = {"missing": missing, "unexpected": tensors.keys() - own.keys(), "of another shape": reshaped}
     if any(wrong.values()):
         lists = [f"{what}: {', '.join(sorted(k)[:6])}" + ", …" * (len(k) > 6) for what, k in wrong.items() if k]
-        raise ValueError(
-            f"{source} does not fit {type(module).__name__}. Keys {'; '.join(lists)}. "
-            "Load it with the configuration and base model it was trained with, or train this stage again."
-        )
+        remedy = "Load it with the configuration and base model it was trained with, or train this stage again."
+        raise ValueError(f"{source} does not fit {type(module).__name__}. Keys {'; '.join(lists)}. {remedy}")
     module.load_state_dict(tensors, strict=False)

@@ -18,7 +18,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Generator, Tensor, nn
 
-from seedx_lite.models.detokenizer import Conditioning, SDXLAdapter
+from seedx_lite.models.detokenizer import Conditioning, SDXLAdapter, sdxl_time_ids
 from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool
 from seedx_lite.models.weights import build, load_tensors, read_folder, save_folder
@@ -86,9 +86,10 @@ class DetokenizerPipeline(DiffusionPipeline):
         settings = json.loads(index.read_text())
         if settings.get("_class_name") != cls.__name__:
             raise ValueError(f"{index} is of a {settings.get('_class_name')}, expected {cls.__name__}")
-        config, tensors = read_folder(folder / "resampler", "ResamplerXLV2")
-        resampler = build(ResamplerXLV2, config, folder / "resampler")
-        load_tensors(resampler, tensors, folder / "resampler")
+        part = folder / "resampler"
+        config, tensors = read_folder(part, "ResamplerXLV2")
+        resampler = build(ResamplerXLV2, config, part)
+        load_tensors(resampler, tensors, part)
         return cls(
             VisionTransformerWithAttnPool.from_pretrained(folder / "vit").to(torch_dtype),
             AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch_dtype),
@@ -123,8 +124,8 @@ class DetokenizerPipeline(DiffusionPipeline):
 
     @property
     def time_ids(self) -> Tensor:
-        """SDXL's size conditioning of a whole picture, [1, 6]: original size, crop corner, target size, in px."""
-        return torch.tensor([[self.image_size] * 2 + [0, 0] + [self.image_size] * 2], device=self.device).to(self.dtype)
+        """SDXL's size conditioning of a whole picture, [1, 6]."""
+        return sdxl_time_ids(self.image_size).to(self.device, self.dtype)
 
     @property
     def adapter(self) -> SDXLAdapter:
@@ -158,7 +159,7 @@ class DetokenizerPipeline(DiffusionPipeline):
             num_inference_steps: steps of the scheduler.
             guidance_scale: how far to go from what the zero picture predicts to what the embeddings predict; more
                 than 1 exaggerates. At 1 or below, the zero picture is not asked at all.
-            generator: one that serves all pictures in turn, or (best, with a scheduler that adds noise) one for each.
+            generator: one for all pictures in turn, or (best, with a scheduler that adds noise) one for each.
             output_type: "pil"; "np" [B, H, W, 3] or "pt" [B, 3, H, W] in 0..1; "latent" [B, 4, h, w].
             batch_size: pictures drawn at once; it changes memory and speed only.
             return_dict: False returns a tuple.

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from seedx_lite.artifacts import ensure, project_path
 from seedx_lite.data.rendered import rendered
-from seedx_lite.models.detokenizer import SDXLAdapter, denoising_loss
+from seedx_lite.models.detokenizer import SDXLAdapter, denoising_loss, sdxl_time_ids
 from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
 from seedx_lite.presets import Preset
-from seedx_lite.training.foundations import encode_pictures, sdxl, sdxl_time_ids
+from seedx_lite.training.foundations import encode_pictures, sdxl
 from seedx_lite.training.loop import train
 from seedx_lite.training.vit import vit
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from seedx_lite.artifacts import ensure
 from seedx_lite.data.token_truth import thing_weights, token_truth
-from seedx_lite.models.detokenizer import noise_target
+from seedx_lite.models.detokenizer import noise_target, sdxl_time_ids
 from seedx_lite.models.text import encode_text, load_text_encoders
 from seedx_lite.presets import Preset
 from seedx_lite.training.loop import train
@@ -142,11 +142,6 @@ def train_unet(
     record = train(model, batch_at, loss_of, config, folder, seed=seed, title="text-to-image U-Net")
     record.save(folder / "training.json")
     return model.to("cpu").unet
-
-
-def sdxl_time_ids(size: int) -> Tensor:
-    """SDXL's size conditioning, uncropped: original size, crop corner, target size in px, [1, 6]."""
-    return torch.tensor([[size, size, 0, 0, size, size]], dtype=torch.float32)
 
 
 def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:

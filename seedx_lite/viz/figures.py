@@ -38,39 +38,25 @@ def use_house_style() -> None:
     plt.style.use(STYLE)
 
 
-def picture_grid(
-    rows: Mapping[str, Sequence[Any]],
-    columns: Sequence[str] | None = None,
-    scale: float = 1.0,
-    captions: Mapping[str, Sequence[str]] | None = None,
-) -> Figure:
+def picture_grid(rows: Mapping[str, Sequence[Any]], columns: Sequence[str] | None = None, scale: float = 1.0) -> Figure:
     """Rows of pictures, each with its label at the left; pixels stay visible (nearest upscaling).
 
-    Rows may differ in length. columns: headings. scale: side of a picture in inches. captions: for some
-    rows, a short text below each picture.
-    Raises ValueError when there is no picture, or a row has more captions than pictures.
+    Rows may differ in length. columns: headings. scale: side of a picture in inches.
+    Raises ValueError when there is no picture.
     """
-    rows, captions = {label: list(images) for label, images in rows.items()}, captions or {}
-    if not any(rows.values()):
-        raise ValueError(f"picture_grid: no picture in the rows {list(rows)}")
-    for label, texts in captions.items():
-        if len(texts) > len(rows.get(label, ())):
-            raise ValueError(
-                f"picture_grid: {len(texts)} captions for {len(rows.get(label, ()))} pictures of {label!r}"
-            )
     pixels = {label: [np.asarray(image) for image in images] for label, images in rows.items()}
-    count = max(len(images) for images in rows.values())
+    if not any(pixels.values()):
+        raise ValueError(f"picture_grid: no picture in the rows {list(rows)}")
+    count = max(len(images) for images in pixels.values())
     first = next(images[0] for images in pixels.values() if images)
     cell_w, cell_h = CELL * scale, CELL * scale * first.shape[0] / first.shape[1]
-    lines = {label: max((text.count("\n") + 1 for text in captions.get(label, ())), default=0) for label in rows}
     longest = max(len(line) for label in rows for line in label.strip().split("\n"))
     margin = GAP * math.ceil((0.12 + 0.078 * longest) / GAP) if longest else 0.0
-    top = 0.26 if columns else 0.0
     width = margin + count * (cell_w + GAP) - GAP
-    height = top + sum(cell_h + GAP + 0.15 * n for n in lines.values()) - GAP
-    figure, y = plt.figure(figsize=(width, height)), height - top
+    height = len(rows) * (cell_h + GAP) - GAP + (0.26 if columns else 0.0)
+    figure = plt.figure(figsize=(width, height))
     for row, (label, images) in enumerate(pixels.items()):
-        y -= cell_h
+        y = (len(rows) - 1 - row) * (cell_h + GAP)
         for column, image in enumerate(images):
             x = margin + column * (cell_w + GAP)
             axes = figure.add_axes((x / width, y / height, cell_w / width, cell_h / height))
@@ -78,12 +64,8 @@ def picture_grid(
             axes.set_axis_off()
             if columns and row == 0 and column < len(columns):
                 axes.set_title(columns[column], loc="center", fontsize=8.5, fontweight="normal", pad=4)
-            if column < len(captions.get(label, ())):
-                text = captions[label][column]
-                axes.text(0.5, -0.03, text, transform=axes.transAxes, ha="center", va="top", fontsize=7, color=INK)
         if label.strip():
             figure.text((margin - 0.1) / width, (y + cell_h / 2) / height, label, ha="right", va="center", fontsize=9)
-        y -= GAP + 0.15 * lines[label]
     return figure
 
 
@@ -91,20 +73,6 @@ def contact_sheet(images: Sequence[Any], columns: int = 8, scale: float = 0.75) 
     """Pictures side by side, row after row, without words."""
     starts = range(0, len(images), columns)
     return picture_grid({" " * row: images[s : s + columns] for row, s in enumerate(starts)}, scale=scale)
-
-
-def token_map(
-    values: Any, grid: int | None = None, limits: tuple[float, float] | None = None, cmap: str = "viridis"
-) -> np.ndarray:
-    """One number per token [T] as colours uint8 [grid, grid, 3]; `limits` are the ends of the colour scale.
-
-    Raises ValueError when T is not grid².
-    """
-    values = np.asarray(values, dtype=np.float64)
-    side = _side(len(values), grid)
-    low, high = limits or (values.min(), values.max())
-    share = np.clip((values - low) / max(high - low, 1e-12), 0, 1).reshape(side, side)
-    return (plt.get_cmap(cmap)(share)[..., :3] * 255).round().astype(np.uint8)
 
 
 def pca_colours(tokens: Any) -> np.ndarray:
@@ -127,18 +95,19 @@ def pca_colours(tokens: Any) -> np.ndarray:
     return (share * 255).round().astype(np.uint8).reshape(pictures, side, side, -1)
 
 
-def class_colours(indices: Any, names: Sequence[str], palette: Mapping[str, str] | None = None) -> np.ndarray:
-    """Class numbers [T] as colours uint8 [grid, grid, 3]; `palette` gives a colour code to each name."""
-    indices, palette = np.asarray(indices), palette or CLASS_COLOURS
-    codes = np.array([[int(palette[name][i : i + 2], 16) for i in (1, 3, 5)] for name in names], dtype=np.uint8)
+def class_colours(indices: Any, names: Sequence[str]) -> np.ndarray:
+    """Class numbers [T] as colours uint8 [grid, grid, 3], those of `CLASS_COLOURS`; names: of the classes.
+
+    Raises ValueError when T is not the square of a whole number.
+    """
+    codes = np.array([[int(CLASS_COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)] for name in names], dtype=np.uint8)
     side = _side(len(indices))
-    return codes[indices].reshape(side, side, 3)
+    return codes[np.asarray(indices)].reshape(side, side, 3)
 
 
 def class_map(
     indices: Mapping[str, Sequence[Any]],
     names: Sequence[str],
-    palette: Mapping[str, str] | None = None,
     pictures: Mapping[str, Sequence[Any]] | None = None,
     scale: float = 1.0,
 ) -> Figure:
@@ -146,11 +115,10 @@ def class_map(
 
     indices: row label → class numbers [T] of each picture. pictures: rows of plain pictures to show above.
     """
-    palette = palette or CLASS_COLOURS
-    maps = {label: [class_colours(one, names, palette) for one in row] for label, row in indices.items()}
+    maps = {label: [class_colours(one, names) for one in row] for label, row in indices.items()}
     figure = picture_grid({**(pictures or {}), **maps}, scale=scale)
     used = sorted({int(i) for row in indices.values() for one in row for i in np.unique(np.asarray(one))})
-    handles = [plt.Rectangle((0, 0), 1, 1, color=palette[names[i]], label=names[i]) for i in used]
+    handles = [plt.Rectangle((0, 0), 1, 1, color=CLASS_COLOURS[names[i]], label=names[i]) for i in used]
     height, left = figure.get_size_inches()[1], figure.axes[0].get_position().x0
     lines = math.ceil(len(handles) * 0.85 / figure.get_size_inches()[0])
     figure.legend(
@@ -170,10 +138,9 @@ def attention_overlay(
     """
     weights = np.asarray(weights, dtype=np.float64)
     patches = _side(len(weights))
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(np.asarray(picture))
-    large = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.NEAREST), dtype=np.float64)
     share = (weights / max(weights.max(), 1e-12)).reshape(patches, patches).astype(np.float32)
-    lit = np.asarray(Image.fromarray(share).resize((side, side), Image.Resampling.NEAREST), dtype=np.float64)
+    images = (Image.fromarray(np.asarray(picture)), Image.fromarray(share))
+    large, lit = (np.asarray(one.resize((side, side), Image.Resampling.NEAREST), dtype=np.float64) for one in images)
     lit = 0.12 + 0.88 * np.sqrt(lit[..., None])
     mixed = Image.fromarray((large * lit + 250 * (1 - lit)).round().astype(np.uint8))
     if cell is not None:
@@ -184,30 +151,27 @@ def attention_overlay(
     return np.asarray(mixed)
 
 
-def training_curves(record: Any, keys: Sequence[str] = ("loss",), logarithmic: bool = False) -> Figure:
-    """Curves of a training run, one panel for each key. record: a `TrainingRecord`, its JSON, or its history.
+def training_curves(record: Mapping[str, Any], keys: Sequence[str] = ("loss",)) -> Figure:
+    """Curves of a training run, one panel for each key. record: what training.json holds.
 
     Raises ValueError for an empty history or a key that it does not have.
     """
-    history = record["history"] if isinstance(record, Mapping) else getattr(record, "history", record)
+    history = record["history"]
     known = sorted({key for entry in history for key in entry})
     if missing := [key for key in keys if key not in known]:
-        raise ValueError(
-            f"training_curves: no {', '.join(missing)} in the history; it has {', '.join(known) or 'nothing'}"
-        )
+        told = f"no {', '.join(missing)} in the history; it has {', '.join(known) or 'nothing'}"
+        raise ValueError(f"training_curves: {told}")
     figure, panels = plt.subplots(1, len(keys), figsize=(2.9 * len(keys), 2.3), squeeze=False, layout="constrained")
     for number, (axes, key) in enumerate(zip(panels[0], keys, strict=True)):
         points = [(entry["step"], entry[key]) for entry in history if key in entry]
         axes.plot(*zip(*points, strict=True), color=f"C{number}", marker="o" if len(points) < 12 else None)
         axes.set_title(key.replace("_", " "))
         axes.set_xlabel("step")
-        if logarithmic:
-            axes.set_yscale("log")
     return figure
 
 
-def _side(count: int, grid: int | None = None) -> int:
-    side = math.isqrt(count) if grid is None else grid
+def _side(count: int) -> int:
+    side = math.isqrt(count)
     if side**2 != count:
-        raise ValueError(f"{count} tokens do not fill a square grid{f' of side {grid}' if grid else ''}")
+        raise ValueError(f"{count} tokens do not fill a square grid")
     return side

@@ -17,10 +17,7 @@ from PIL import Image
 
 
 def quiet() -> None:
-    """Keep loading bars and import warnings of the libraries out of stored outputs, and figures small.
-
-    Call it before using the libraries.
-    """
+    """Keep bars and warnings of the libraries out of stored outputs, and figures small. To be called before them."""
     import diffusers.utils.logging as diffusers_log
     import transformers.utils.logging as transformers_log
 

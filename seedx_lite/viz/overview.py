@@ -18,25 +18,20 @@ from seedx_lite.world.scene import Scene, Style, Thing
 
 WIDTH, HEIGHT, SIDE, MIDDLE = 11.25, 3.86, 1.28, 2.48  # inches: figure, side of a picture, height of the main line
 FROZEN, TRAINED, LATER = ("#E9ECF0", "#C9CED6"), ("#DCE9F7", ACCENT), ("#F6F7F8", "#DDE0E4")
-EXAMPLE = Scene(
-    things=(
-        Thing("tree", "pink", x=0.80, y=0.80, size=0.55, look=3),
-        Thing("person", "blue", x=0.28, y=0.92, size=0.54, pose="waving", look=11),
-        Thing("cat", "orange", x=0.60, y=0.95, size=0.29, facing="left", look=5),
-    ),
-    sky="day",
-    ground="grass",
-    light=0.55,
-    style=Style(seed=4),
+THINGS = (
+    Thing("tree", "pink", x=0.80, y=0.80, size=0.55, look=3),
+    Thing("person", "blue", x=0.28, y=0.92, size=0.54, pose="waving", look=11),
+    Thing("cat", "orange", x=0.60, y=0.95, size=0.29, facing="left", look=5),
 )
+EXAMPLE = Scene(THINGS, sky="day", ground="grass", light=0.55, style=Style(seed=4))
 
 
-def overview(drawn: Any = None, scene: Scene = EXAMPLE) -> Figure:
+def overview(drawn: Any = None) -> Figure:
     """Picture → ViT → 256 embeddings → N = 64 → resampler → U-Net → picture, with the language model in grey below.
 
-    drawn: the picture at the end, PIL or uint8 [H, W, 3], such as a reconstruction; by default the scene itself.
+    drawn: the picture at the end, PIL or uint8 [H, W, 3], such as a reconstruction; by default the first again.
     """
-    picture = render(scene)
+    picture = render(EXAMPLE)
     figure = plt.figure(figsize=(WIDTH, HEIGHT))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(0, HEIGHT))
     axes.set_axis_off()
@@ -53,7 +48,7 @@ def overview(drawn: Any = None, scene: Scene = EXAMPLE) -> Figure:
     axes.text(9.42, MIDDLE + 0.1, "VAE", ha="center", va="bottom", fontsize=8, color=MUTED)
     noise = np.random.default_rng(0).normal(128, 50, (16, 16, 3)).clip(0, 255).astype(np.uint8)
     _image(axes, noise, 8.18, 0.66, 0.64)
-    axes.text(8.50, 0.58, "noise", ha="center", va="top", fontsize=8.5, color=INK)
+    _caption(axes, 8.50, 0.66, "noise")
     _arrow(axes, (8.50, 1.30), (8.50, low))
     _brace(axes, 1.80, 4.40, "visual tokenizer", "notebook 01")
     _brace(axes, 4.88, 6.16, "the bridge", None)
@@ -76,12 +71,13 @@ def save_overview(path: str | Path, drawn: Any = None) -> Path:
 def _language_model(axes: Axes, low: float) -> None:
     """The part of later chapters, in grey."""
     _box(axes, 3.12, 0.16, 3.04, 0.62, "language model", "64 learnable queries; later notebooks", LATER, MUTED)
-    for x, text, up in ((5.20, "output\nresampler", True), (3.76, "input\nresampler", False)):
-        axes.text(x + (0.14 if up else -0.14), 1.13, text, ha="left" if up else "right", va="center", fontsize=7.5,
-                  color=MUTED, linespacing=1.15)  # fmt: skip
-        _arrow(axes, (x, 0.78) if up else (x, low - 0.30), (x, low - 0.30) if up else (x, 0.78), MUTED)
-    axes.text(1.43, 0.47, "“draw a pink tree\nand a waving person”", ha="center", va="center", fontsize=8, color=MUTED,
-              style="italic", linespacing=1.3)  # fmt: skip
+    small = {"va": "center", "color": MUTED}
+    axes.text(5.34, 1.13, "output\nresampler", ha="left", fontsize=7.5, linespacing=1.15, **small)
+    _arrow(axes, (5.20, 0.78), (5.20, low - 0.30), MUTED)
+    axes.text(3.62, 1.13, "input\nresampler", ha="right", fontsize=7.5, linespacing=1.15, **small)
+    _arrow(axes, (3.76, low - 0.30), (3.76, 0.78), MUTED)
+    request = "“draw a pink tree\nand a waving person”"
+    axes.text(1.43, 0.47, request, ha="center", fontsize=8, style="italic", linespacing=1.3, **small)
     _arrow(axes, (2.24, 0.47), (3.12, 0.47), MUTED)
 
 
@@ -102,7 +98,11 @@ def _image(axes: Axes, image: Any, x: float, y: float, side: float) -> None:
 
 def _picture(axes: Axes, image: Any, x: float, y: float, caption: str) -> None:
     _image(axes, image, x, y, SIDE)
-    axes.text(x + SIDE / 2, y - 0.08, caption, ha="center", va="top", fontsize=8.5, color=INK)
+    _caption(axes, x + SIDE / 2, y, caption)
+
+
+def _caption(axes: Axes, middle: float, bottom: float, text: str) -> None:
+    axes.text(middle, bottom - 0.08, text, ha="center", va="top", fontsize=8.5, color=INK)
 
 
 def _mosaic(axes: Axes, picture: Image.Image, x: float, y: float, shape: tuple[int, int], caption: str) -> None:
@@ -113,18 +113,14 @@ def _mosaic(axes: Axes, picture: Image.Image, x: float, y: float, shape: tuple[i
     for row, column in np.ndindex(rows, columns):
         corner = (x + column * width, y + SIDE - (row + 1) * height)
         axes.add_patch(Rectangle(corner, width - 0.014, height - 0.014, facecolor=colours[row, column]))
-    axes.text(x + SIDE / 2, y - 0.08, caption, ha="center", va="top", fontsize=8.5, color=INK)
+    _caption(axes, x + SIDE / 2, y, caption)
 
 
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = INK) -> None:
-    style = {
-        "arrowstyle": "-|>,head_width=0.17,head_length=0.32",
-        "color": colour,
-        "lw": 1.2,
-        "shrinkA": 3,
-        "shrinkB": 3,
-    }
-    axes.annotate("", end, start, arrowprops=style)
+    head = "-|>,head_width=0.17,head_length=0.32"
+    axes.annotate(
+        "", end, start, arrowprops={"arrowstyle": head, "color": colour, "lw": 1.2, "shrinkA": 3, "shrinkB": 3}
+    )
 
 
 def _brace(axes: Axes, left: float, right: float, title: str, note: str | None) -> None:

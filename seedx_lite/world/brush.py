@@ -4,16 +4,13 @@ Shapes are given in *height units*: (0, 0) is the top left corner of a thing's b
 aspect 1.75 reaches from 0 to 1.75. A thing that faces left is mirrored here, once, and nowhere else.
 """
 
-from __future__ import annotations
-
 import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-PARTS = (
-    "body", "head", "arm", "leg", "tail", "ear", "wheel", "window", "door", "roof", "trunk", "sail", "seat",
-)  # fmt: skip
+PARTS = ("body", "head", "arm", "leg", "tail", "ear", "wheel", "window", "door", "roof", "trunk", "sail", "seat")
 SMALL_PARTS = ("arm", "leg", "tail", "ear", "wheel", "window", "door")  # the details that a coarse code loses first
 
 Colour = tuple[int, int, int]
@@ -21,11 +18,8 @@ Point = tuple[float, float]
 
 
 class Brush:
-    """Paints one thing on a layer of its own.
-
-    height: the thing's height in (supersampled) px. aspect: width over height. margin: px around the box, for outlines.
-    `layer` is RGBA, `labels` holds 1 + index into PARTS (0 = nothing), or None when no truth is asked for.
-    """
+    """Paints one thing, `height` px high, on a layer of its own, with `margin` px around its box, for outlines.
+    `layer` is RGBA; `labels` holds 1 + index into PARTS (0 = nothing), or is None when no truth is asked for."""
 
     def __init__(self, height: float, aspect: float, mirrored: bool, margin: int, with_labels: bool):
         self.unit, self.aspect, self.mirrored, self.margin = height, aspect, mirrored, margin
@@ -46,7 +40,7 @@ class Brush:
         rx, ry = rx * self.unit, ry * self.unit
         self._paint("ellipse", (x - rx, y - ry, x + rx, y + ry), colour, part)
 
-    def polygon(self, points: list[Point], colour: Colour, part: str | None = None) -> None:
+    def polygon(self, points: Sequence[Point], colour: Colour, part: str | None = None) -> None:
         self._paint("polygon", [self.px(point) for point in points], colour, part)
 
     def box(self, x0: float, y0: float, x1: float, y1: float, colour: Colour, part: str | None = None, r: float = 0.0):
@@ -55,7 +49,7 @@ class Brush:
         corners = (min(xa, xb), ya, max(xa, xb), yb)
         self._paint("rounded_rectangle", corners, colour, part, radius=r * self.unit)
 
-    def line(self, points: list[Point], width: float, colour: Colour, part: str | None = None) -> None:
+    def line(self, points: Sequence[Point], width: float, colour: Colour, part: str | None = None) -> None:
         """A bent line with round ends, as limbs have."""
         thickness = max(1, round(width * self.unit))
         self._paint("line", [self.px(point) for point in points], colour, part, width=thickness)
@@ -73,10 +67,8 @@ class Brush:
             getattr(self._label, shape)(where, fill=1 + PARTS.index(part), **given)
 
     def lit(self, side: float, tint: Colour, outline: float) -> Image.Image:
-        """The layer under light: brighter above and towards `side` (-1 left, 1 right), multiplied by `tint` (0 to 255).
-
-        outline: width in px of a dark contour, 0 for none.
-        """
+        """The layer under light: brighter above and towards `side` (-1 left, 1 right), multiplied by `tint` (0 to 255),
+        with a dark contour of `outline` px, 0 for none."""
         width, height = self.layer.size
         across = np.linspace(-0.09, 0.09, width, dtype=np.float32)[None, :] * side
         down = np.linspace(0.10, -0.14, height, dtype=np.float32)[:, None]

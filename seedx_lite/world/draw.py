@@ -4,8 +4,7 @@ Everything is painted at `supersample` times the size with Pillow and scaled dow
 strokes paint the label maps, so masks cannot drift from the picture.
 """
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,20 +32,14 @@ GROUND_TINT = {"day": (255, 255, 255), "sunset": (255, 206, 176), "night": (122,
 
 @dataclass(frozen=True)
 class Truth:
-    """What is where in a picture of height H and width W with T things, in the order of `Scene.things`.
+    """What is where in a picture of height H and width W with T things, in the order of `Scene.things`."""
 
-    boxes: float [T, 4], left, top, right, bottom in px of the whole thing, covered parts included (clipped to the
-    frame). masks: bool [T, H, W], what can be seen. visible: float [T], the share of each thing that can be seen.
-    parts: bool [P, H, W] in the order of `PARTS`, of all things together. owner: int8 [H, W], index of the thing seen
-    at a pixel, -1 for none. joints: per thing a dict of (x, y) in px, empty but for people.
-    """
-
-    boxes: np.ndarray
-    masks: np.ndarray
-    visible: np.ndarray
-    parts: np.ndarray
-    owner: np.ndarray
-    joints: tuple[dict[str, tuple[float, float]], ...]
+    boxes: np.ndarray  # float [T, 4]: left, top, right, bottom in px, covered parts included, clipped to the frame
+    masks: np.ndarray  # bool [T, H, W]: what can be seen
+    visible: np.ndarray  # float [T]: the share of each thing that can be seen
+    parts: np.ndarray  # bool [P, H, W] in the order of `PARTS`, of all things together
+    owner: np.ndarray  # int8 [H, W]: index of the thing seen at a pixel, -1 for none
+    joints: tuple[dict[str, tuple[float, float]], ...]  # (x, y) in px of each thing's joints; only people have any
 
 
 def render(scene: Scene, supersample: int = 4) -> Image.Image:
@@ -63,9 +56,8 @@ def _paint(scene: Scene, scale: int, with_truth: bool) -> tuple[Image.Image, Tru
     if not 1 <= scale <= 8:
         raise ValueError(f"render: supersample 1 to 8 expected, got {scale}")
     rng = np.random.default_rng([scene.style.seed, 1])
-    canvas = _background(scene, scale, rng)
+    canvas = _cast_shadows(_background(scene, scale, rng), scene)
     truth = _TruthMaps(scene, scale) if with_truth else None
-    canvas = _cast_shadows(canvas, scene, scale)
     for index in scene.by_depth:
         thing = scene.things[index]
         own = np.random.default_rng([scene.style.seed, 2, thing.look])
@@ -78,16 +70,15 @@ def _paint(scene: Scene, scale: int, with_truth: bool) -> tuple[Image.Image, Tru
         left, top, _, _ = scene.box(thing)
         corner = (round(left * scene.width * scale) - brush.margin, round(top * scene.height * scale) - brush.margin)
         canvas.paste(layer, corner, layer)
-        if truth is not None:
+        if truth:
             truth.add(index, brush, corner)
     picture = canvas.reduce(scale) if scale > 1 else canvas
     if scene.style.blur:
         picture = picture.filter(ImageFilter.GaussianBlur(scene.style.blur))
     if scene.style.grain:
-        noisy = np.asarray(picture, dtype=np.float32)
-        noisy = noisy + rng.normal(0, scene.style.grain, noisy.shape[:2])[..., None]
+        noisy = np.asarray(picture, np.float32) + rng.normal(0, scene.style.grain, picture.size[::-1])[..., None]
         picture = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
-    return picture, truth.finish() if truth is not None else None
+    return picture, truth and truth.finish()
 
 
 class _TruthMaps:
@@ -95,9 +86,9 @@ class _TruthMaps:
 
     def __init__(self, scene: Scene, scale: int):
         self.scene, self.scale = scene, scale
-        self.size = (scene.width * scale, scene.height * scale)
-        self.owner = Image.new("L", self.size, 0)  # 1 + index of the thing
-        self.part = Image.new("L", self.size, 0)  # 1 + index of the part
+        size = (scene.width * scale, scene.height * scale)
+        self.owner = Image.new("L", size, 0)  # 1 + index of the thing
+        self.part = Image.new("L", size, 0)  # 1 + index of the part
         self.area = [0.0] * len(scene.things)
         self.boxes = np.zeros((len(scene.things), 4), dtype=np.float32)
         self.joints: list[dict] = [{} for _ in scene.things]
@@ -115,38 +106,36 @@ class _TruthMaps:
         }
 
     def finish(self) -> Truth:
-        owner, part = np.asarray(self.owner), np.asarray(self.part)
         count = len(self.scene.things)
-        seen = [owner == 1 + index for index in range(count)]
+        seen = self._maps(self.owner, count)
         visible = [mask.sum() / max(1, area) for mask, area in zip(seen, self.area, strict=True)]
-        masks = self._shrink(seen)
-        owned = np.full(masks.shape[1:], -1, dtype=np.int8)
-        for index in range(count):
-            owned[masks[index]] = index
+        owned = np.full((self.scene.height, self.scene.width), -1, dtype=np.int8)
+        for index, mask in enumerate(self._shrink(seen)):
+            owned[mask] = index
         masks = owned == np.arange(count)[:, None, None]  # of two things with half a pixel each, one has it
-        parts = self._shrink([part == 1 + index for index in range(len(PARTS))])
+        parts = self._shrink(self._maps(self.part, len(PARTS)))
         return Truth(self.boxes, masks, np.asarray(visible), parts, owned, tuple(self.joints))
 
-    def _shrink(self, maps: list[np.ndarray]) -> np.ndarray:
+    @staticmethod
+    def _maps(labels: Image.Image, count: int) -> np.ndarray:
+        return np.asarray(labels) == np.arange(1, 1 + count)[:, None, None]  # [K, H·s, W·s]
+
+    def _shrink(self, maps: np.ndarray) -> np.ndarray:
         """[K, H·s, W·s] → [K, H, W]: a pixel counts when at least half of it is covered."""
-        scene, scale = self.scene, self.scale
-        if not maps:
-            return np.zeros((0, scene.height, scene.width), dtype=bool)
-        blocks = np.stack(maps).reshape(len(maps), scene.height, scale, scene.width, scale)
+        blocks = maps.reshape(len(maps), self.scene.height, self.scale, self.scene.width, self.scale)
         return blocks.mean((2, 4), dtype=np.float32) >= 0.5
 
 
 def _background(scene: Scene, scale: int, rng: np.random.Generator) -> Image.Image:
     """Sky, sun or moon, clouds or stars, hills, ground."""
-    width, height = scene.width * scale, scene.height * scale
+    width, height, unit = scene.width * scale, scene.height * scale, scene.short * scale
     line = round(scene.horizon * height)
-    strength = scene.style.palette
-    sky = _gradient([jittered(c, rng, strength * 0.6) for c in SKY[scene.sky]], line)
-    near_far = [jittered(c, rng, strength * 0.6) for c in GROUND[scene.ground]]
-    ground = _gradient([_tinted(c, GROUND_TINT[scene.sky]) for c in near_far], height - line)
+    strength = scene.style.palette * 0.6
+    sky = _gradient([jittered(c, rng, strength) for c in SKY[scene.sky]], line)
+    far_near = [jittered(c, rng, strength) for c in GROUND[scene.ground]]
+    ground = _gradient([_tinted(c, GROUND_TINT[scene.sky]) for c in far_near], height - line)
     column = np.concatenate([sky, ground])[:, None].astype(np.uint8)
-    canvas = Image.fromarray(np.ascontiguousarray(np.broadcast_to(column, (height, width, 3))))
-    unit = scene.short * scale
+    canvas = Image.fromarray(np.repeat(column, width, axis=1))
     pen = ImageDraw.Draw(canvas)
     below = canvas.crop((0, line, width, height))
     _sky_lights(scene, pen, width, line, unit, rng)
@@ -157,10 +146,10 @@ def _background(scene: Scene, scale: int, rng: np.random.Generator) -> Image.Ima
     return canvas
 
 
-def _gradient(stops: list[Colour], length: int) -> np.ndarray:
+def _gradient(stops: Sequence[Colour], length: int) -> np.ndarray:
     """[length, 3] from the first to the last colour."""
     at = np.linspace(0, len(stops) - 1, max(1, length))
-    return np.stack([np.interp(at, range(len(stops)), [c[k] for c in stops]) for k in range(3)], axis=1)
+    return np.stack([np.interp(at, range(len(stops)), channel) for channel in zip(*stops, strict=True)], axis=1)
 
 
 def _tinted(colour: Colour, tint: Colour) -> Colour:
@@ -175,13 +164,12 @@ def _disc(pen: ImageDraw.ImageDraw, x: float, y: float, rx: float, colour: Colou
 def _sky_lights(scene: Scene, pen, width: int, line: int, unit: int, rng) -> None:
     x = scene.light * width
     if scene.sky == "night":
-        for sx, sy, glow in zip(
-            rng.uniform(0, width, 26), rng.uniform(0, line, 26), rng.uniform(0.4, 1, 26), strict=True
-        ):
+        stars = rng.uniform(0, width, 26), rng.uniform(0, line, 26), rng.uniform(0.4, 1, 26)
+        for sx, sy, glow in zip(*stars, strict=True):
             _disc(pen, sx, sy, unit * 0.006, shade((236, 238, 255), float(glow)))
-        y = line * 0.26
-        _disc(pen, x, y, unit * 0.068, (246, 244, 222))
-        _disc(pen, x + unit * 0.03, y - unit * 0.016, unit * 0.056, _sky_at(scene, y / line))
+        _disc(pen, x, line * 0.26, unit * 0.068, (246, 244, 222))
+        behind = tuple(int(c) for c in _gradient(SKY["night"], 101)[26])  # the sky's colour, a crescent's dark side
+        _disc(pen, x + unit * 0.03, line * 0.26 - unit * 0.016, unit * 0.056, behind)
         return
     if scene.sky == "sunset":
         y = line * 0.80
@@ -198,51 +186,40 @@ def _sky_lights(scene: Scene, pen, width: int, line: int, unit: int, rng) -> Non
             _disc(pen, cx + dx * r, cy + dy * r, k * r * 1.3, cloud, k * r * 0.8)
 
 
-def _sky_at(scene: Scene, share: float) -> Colour:
-    """The sky's colour at a share of the way down to the horizon."""
-    return tuple(int(c) for c in _gradient(list(SKY[scene.sky]), 101)[round(100 * share)])
-
-
 def _hills(scene: Scene, pen, width: int, line: int, unit: int, rng) -> None:
-    base = HILLS[scene.sky]
+    xs = np.linspace(0, width, 33)
     for tone, tall in ((1.12, 0.09), (0.94, 0.055)):
         phases, waves = rng.uniform(0, 6.28, 2), rng.uniform(2, 5, 2)
-        xs = np.linspace(0, width, 33)
         swell = np.sin(xs / unit * waves[0] + phases[0]) + 0.6 * np.sin(xs / unit * waves[1] * 2.1 + phases[1])
         tops = line - unit * tall * (0.55 + 0.28 * swell)
-        pen.polygon([(0, line), *zip(xs, tops, strict=True), (width, line)], fill=shade(base, tone))
+        pen.polygon([(0, line), *zip(xs, tops, strict=True), (width, line)], fill=shade(HILLS[scene.sky], tone))
 
 
 def _ground_texture(scene: Scene, pen, width: int, height: int, line: int, unit: int, rng) -> None:
     strength = 0.05 + 0.05 * scene.style.texture
-    far, near = (_tinted(c, GROUND_TINT[scene.sky]) for c in GROUND[scene.ground])
+    far, near, paint = (_tinted(c, GROUND_TINT[scene.sky]) for c in (*GROUND[scene.ground], (244, 240, 214)))
     deep = height - line
     if scene.ground == "street":
         pen.rectangle((0, line, width, line + 0.07 * deep), fill=shade(far, 1 + 2.5 * strength))
-        y, tall = line + 0.52 * deep, 0.05 * deep
-        shift = rng.uniform(0, 0.3) * unit
-        for x in np.arange(-shift, width, unit * 0.30):
-            pen.polygon(
-                [(x, y + tall), (x + 0.02 * unit, y), (x + 0.17 * unit, y), (x + 0.15 * unit, y + tall)],
-                fill=_tinted((244, 240, 214), GROUND_TINT[scene.sky]),
-            )
+        y, foot = line + 0.52 * deep, line + 0.52 * deep + 0.05 * deep
+        for x in np.arange(-rng.uniform(0, 0.3) * unit, width, unit * 0.30):  # dashes of the middle line
+            dash = [(x, foot), (x + 0.02 * unit, y), (x + 0.17 * unit, y), (x + 0.15 * unit, foot)]
+            pen.polygon(dash, fill=paint)
         return
     count = int(60 * width / height)
-    xs, depths = rng.uniform(0, width, count), rng.uniform(0, 1, count) ** 0.7
-    lifts = rng.choice((-1.0, 1.0), count)
-    for x, depth, lift in zip(xs, depths, lifts, strict=True):
+    marks = rng.uniform(0, width, count), rng.uniform(0, 1, count) ** 0.7, rng.choice((-1.0, 1.0), count)
+    for x, depth, lift in zip(*marks, strict=True):
         y = line + depth * deep
         tone = shade(far if depth < 0.4 else near, 1 + float(lift) * strength)
         size = unit * (0.008 + 0.014 * depth)
         if scene.ground == "grass":
             pen.polygon([(x - size, y), (x, y - 2.4 * size), (x + size, y)], fill=tone)
-        elif scene.ground == "sand":
-            _disc(pen, x, y, size * 3.2, tone, size * 0.45)
         else:
-            _disc(pen, x, y, size * 3.6, tone, size * 0.9)
+            wide, tall = (3.2, 0.45) if scene.ground == "sand" else (3.6, 0.9)
+            _disc(pen, x, y, size * wide, tone, size * tall)
 
 
-def _cast_shadows(canvas: Image.Image, scene: Scene, scale: int) -> Image.Image:
+def _cast_shadows(canvas: Image.Image, scene: Scene) -> Image.Image:
     """Soft ellipses at the feet, stretched away from the light and long at sunset; on the ground, never on things."""
     shadow = Image.new("L", (scene.width, scene.height), 0)  # soft anyway: small is enough
     pen = ImageDraw.Draw(shadow)
@@ -253,8 +230,6 @@ def _cast_shadows(canvas: Image.Image, scene: Scene, scale: int) -> Image.Image:
         left, right, y = left * scene.width, right * scene.width, foot * scene.height
         thick = 0.055 * thing.size * scene.short + 0.6
         pen.ellipse((min(left, left + away), y - 1.6 * thick, max(right, right + away), y + thick), fill=dark)
-    horizon = round(scene.horizon * scene.height)
-    pen.rectangle((0, 0, scene.width, horizon - 1), fill=0)
+    pen.rectangle((0, 0, scene.width, round(scene.horizon * scene.height) - 1), fill=0)
     shadow = shadow.filter(ImageFilter.GaussianBlur(0.012 * scene.short)).resize(canvas.size, Image.BILINEAR)
-    keep = ImageChops.invert(shadow)
-    return ImageChops.multiply(canvas, Image.merge("RGB", (keep, keep, keep)))
+    return ImageChops.multiply(canvas, ImageChops.invert(shadow).convert("RGB"))

@@ -127,7 +127,7 @@ def _pose(source: Scene, choose: Choices) -> Edit | None:
         return None
     old = choose.pick(people)
     pose = _other(choose, world.POSES, old.pose)
-    height, old_height = world.PERSON_SHAPE[pose][0], world.PERSON_SHAPE[old.pose][0]
+    height, old_height = world.SHAPE[pose][0], world.SHAPE[old.pose][0]
     size = max(world.SMALLEST_PERSON, round(old.size * height / old_height, 3))
     return _edit("pose", source, choose, old, replace(old, pose=pose, size=size), verb=language.VERBS[pose][0])
 

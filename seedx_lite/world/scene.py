@@ -1,17 +1,14 @@
 """Scenes of the toy world: what stands where, before anything is drawn.
 
-A `Scene` is the whole truth about a picture. Drawing (`draw.py`), words (`language.py`) and edits (`edits.py`) start
-from it, so whatever a model reads or draws can be checked against it.
-
-Units. `x` is a fraction of the picture's width and `y` of its height, from the top left corner. A thing's `size` is
-its height as a fraction of the picture's *shorter* side, so that things keep their look at any aspect ratio.
+A `Scene` is the whole truth about a picture: drawing, words and edits start from it, so whatever a model reads or draws
+can be checked against it. Units: `x` and `y` are fractions of the picture's width and height, from the top left corner;
+a thing's `size` is its height as a fraction of the *shorter* side, so that it keeps its look at any aspect ratio.
 """
-
-from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -24,40 +21,18 @@ PLACES = ("left", "middle", "right")
 FACINGS = ("left", "right")
 MIXES = ("narrow", "broad")
 
-# Height as a fraction of the shorter side, and width / height, of each kind and pose.
-PERSON_SHAPE = {
-    "standing": (0.50, 0.46),
-    "waving": (0.52, 0.56),
-    "sitting": (0.45, 0.66),
-    "running": (0.49, 0.74),
+SHAPE = {  # height as a fraction of the shorter side, and width / height, of each kind and of people in each pose
+    "cat": (0.30, 1.10), "dog": (0.32, 1.18), "car": (0.235, 1.75), "house": (0.44, 0.88),
+    "tree": (0.52, 0.64), "ball": (0.22, 1.00), "boat": (0.38, 0.98),
+    "standing": (0.50, 0.46), "waving": (0.52, 0.56), "sitting": (0.45, 0.66), "running": (0.49, 0.74),
     "cheering": (0.54, 0.62),
-}
-SHAPE = {
-    "cat": (0.30, 1.10),
-    "dog": (0.32, 1.18),
-    "car": (0.235, 1.75),
-    "house": (0.44, 0.88),
-    "tree": (0.52, 0.64),
-    "ball": (0.22, 1.00),
-    "boat": (0.38, 0.98),
-}
+}  # fmt: skip
 SMALLEST_PERSON = 0.42  # 27 px of 64: limbs stay wide enough to be seen and measured
 MOST_COVERED = 0.22  # of a thing's box by the boxes before it; masks then keep 70 % visible
 MAX_SIDE = 4096  # px; larger pictures are refused
 
-# Combinations that no training scene shows: they measure composition.
-HELD_OUT = frozenset(
-    {
-        ("person", "orange"),
-        ("cat", "purple"),
-        ("dog", "pink"),
-        ("car", "green"),
-        ("house", "blue"),
-        ("tree", "red"),
-        ("ball", "white"),
-        ("boat", "yellow"),
-    }
-)
+# Combinations that no training scene shows, one for each kind: they measure composition.
+HELD_OUT = frozenset(zip(KINDS, ("orange", "purple", "pink", "green", "blue", "red", "white", "yellow"), strict=True))
 
 # A split owns a range of seeds *and* a share of all contents, so neither a seed nor a caption can leak.
 SEED_RANGES = {
@@ -71,18 +46,14 @@ SPLITS = tuple(SEED_RANGES)
 
 @dataclass(frozen=True)
 class Style:
-    """How a scene is drawn; the default is the plain look of the narrow mix.
+    """How a scene is drawn; the default is the plain look of the narrow mix. `seed` decides clouds, stars, hills and
+    tufts, and with `Thing.look` each thing's shade."""
 
-    palette: hue and lightness jitter of every colour, 0 to 1. outline: width of a dark contour in picture px.
-    texture: strength of ground texture, 0 to 2. blur: Gaussian radius in picture px. grain: standard deviation of
-    film grain in grey levels. seed: of clouds, stars, hills and tufts, and with `Thing.look` of each thing's shade.
-    """
-
-    palette: float = 0.25
-    outline: float = 0.0
-    texture: float = 1.0
-    blur: float = 0.0
-    grain: float = 0.0
+    palette: float = 0.25  # jitter of hue and lightness of every colour, 0 to 1
+    outline: float = 0.0  # width of a dark contour in px
+    texture: float = 1.0  # strength of ground texture, 0 to 2
+    blur: float = 0.0  # Gaussian radius in px
+    grain: float = 0.0  # standard deviation of film grain in grey levels
     seed: int = 0
 
 
@@ -114,7 +85,7 @@ class Thing:
     @property
     def aspect(self) -> float:
         """Width over height."""
-        return (PERSON_SHAPE[self.pose] if self.kind == "person" else SHAPE[self.kind])[1]
+        return SHAPE[self.pose or self.kind][1]
 
     @property
     def place(self) -> str:
@@ -170,27 +141,20 @@ class Scene:
 
     def box(self, thing: Thing) -> tuple[float, float, float, float]:
         """Left, top, right, bottom of a thing as fractions of width and height; drawings fill it to about a pixel."""
-        height = thing.size * self.short
-        half = height * thing.aspect / 2
-        foot = thing.y * self.height
-        return (
-            thing.x - half / self.width,
-            (foot - height) / self.height,
-            thing.x + half / self.width,
-            foot / self.height,
-        )
+        height, foot = thing.size * self.short, thing.y * self.height
+        half = height * thing.aspect / 2 / self.width
+        return thing.x - half, (foot - height) / self.height, thing.x + half, foot / self.height
 
     def to_dict(self) -> dict:
         """Plain types, for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict) -> Scene:
+    def from_dict(cls, data: dict) -> Self:
         """The inverse of `to_dict`. Raises ValueError for unknown or missing keys and values."""
         try:
             things = tuple(Thing(**thing) for thing in data["things"])
-            style = Style(**data.get("style", {}))
-            return cls(**{**data, "things": things, "style": style})
+            return cls(**{**data, "things": things, "style": Style(**data.get("style", {}))})
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a scene: {error}; expected the keys that Scene.to_dict writes") from error
 
@@ -238,9 +202,9 @@ def sample_scene(
 ) -> Scene:
     """Scene number `index` of a split: always the same for the same arguments.
 
-    mix: `narrow` is one clean look; `broad` varies palette, outline, texture, blur, grain and camera distance.
-    size: (width, height) in px. things: how many, or None for one to `most_things(*size)`.
-    Raises ValueError for an unknown split or mix, an index outside the split, or a number of things that cannot fit.
+    mix: `narrow` is one clean look; `broad` varies style and camera distance. size: (width, height) in px. things: how
+    many, or None for one to `most_things(*size)`. Raises ValueError for an unknown split or mix, an index outside the
+    split, or a number of things that cannot fit.
     """
     _one_of("split", split, SPLITS)
     _one_of("mix", mix, MIXES)
@@ -260,57 +224,40 @@ def sample_scene(
 def _draw_scene(rng, split: str, mix: str, size: tuple[int, int], count: int) -> Scene | None:
     """One attempt; None when the things do not fit beside each other."""
     broad = mix == "broad"
-    width, height = size
-    horizon = float(rng.uniform(0.48, 0.66) if broad else rng.uniform(0.52, 0.60))
+    horizon = _between(rng, 0.48, 0.66) if broad else _between(rng, 0.52, 0.60)
     zoom = float(rng.uniform(0.9, 1.2) if broad else rng.uniform(0.95, 1.05))
-    scene = Scene(
-        things=(),
-        sky=str(rng.choice(SKIES)),
-        ground=str(rng.choice(GROUNDS)),
-        light=round(float(rng.uniform(0.08, 0.92)), 3),
-        horizon=round(horizon, 3),
-        width=width,
-        height=height,
-        style=_draw_style(rng, broad),
-    )
-    kinds = rng.choice(KINDS, count)
-    colours = rng.choice(COLOURS, count)
+    sky, ground, light = str(rng.choice(SKIES)), str(rng.choice(GROUNDS)), _between(rng, 0.08, 0.92)
+    scene = Scene((), sky, ground, light, horizon, *size, _draw_style(rng, broad))
+    kinds, colours = rng.choice(KINDS, count), rng.choice(COLOURS, count)
     if split == "composition":
         kinds[0], colours[0] = sorted(HELD_OUT)[rng.integers(len(HELD_OUT))]
-    things: list[Thing] = []
     for kind, colour in zip(kinds, colours, strict=True):
         for _ in range(12):
             thing = sample_thing(rng, str(kind), str(colour), scene, zoom, count)
-            attempt = Scene(**{**vars(scene), "things": (*things, thing)})
+            attempt = replace(scene, things=(*scene.things, thing))
             if is_clear(attempt):
-                things.append(thing)
+                scene = attempt
                 break
         else:
             return None
-    order = sorted(things, key=lambda thing: thing.x)  # the order of a scene must not tell how it was drawn
-    return Scene(**{**vars(scene), "things": tuple(order)})
+    return replace(scene, things=scene.from_left)  # the order of a scene must not tell how it was drawn
+
+
+def _between(rng, low: float, high: float) -> float:
+    return round(float(rng.uniform(low, high)), 3)
 
 
 def sample_thing(rng, kind: str, colour: str, scene: Scene, zoom: float, count: int) -> Thing:
     """A thing of this kind and colour somewhere on the scene's ground, sized for a picture of `count` things."""
     pose = str(rng.choice(POSES)) if kind == "person" else None
-    nominal, _ = PERSON_SHAPE[pose] if pose else SHAPE[kind]
     depth = float(rng.uniform(0.15, 1.0))  # 0 at the horizon, 1 at the lower edge
-    size = nominal * zoom * float(rng.uniform(0.95, 1.05)) * (0.88 + 0.2 * depth)
+    size = SHAPE[pose or kind][0] * zoom * float(rng.uniform(0.95, 1.05)) * (0.88 + 0.2 * depth)
     size *= 0.92 if count > 2 else 1.08 if count == 1 else 1.0
     if pose:
         size = max(size, SMALLEST_PERSON)
-    ground = 0.97 - scene.horizon
-    return Thing(
-        kind=kind,
-        colour=colour,
-        x=round(float(rng.uniform(0.06, 0.94)), 3),
-        y=round(scene.horizon + ground * (0.25 + 0.75 * depth), 3),
-        size=round(size, 3),
-        facing=str(rng.choice(FACINGS)),
-        pose=pose,
-        look=int(rng.integers(1 << 16)),
-    )
+    x, y = _between(rng, 0.06, 0.94), scene.horizon + (0.97 - scene.horizon) * (0.25 + 0.75 * depth)
+    facing, look = str(rng.choice(FACINGS)), int(rng.integers(1 << 16))
+    return Thing(kind, colour, x, round(y, 3), round(size, 3), facing, pose, look)
 
 
 def _draw_style(rng, broad: bool) -> Style:
@@ -318,10 +265,10 @@ def _draw_style(rng, broad: bool) -> Style:
     if not broad:
         return Style(seed=seed)
     return Style(
-        palette=round(float(rng.uniform(0.2, 1.0)), 3),
-        outline=round(float(rng.uniform(0.4, 1.0)), 3) if rng.random() < 0.3 else 0.0,
-        texture=round(float(rng.uniform(0.0, 2.0)), 3),
-        blur=round(float(rng.uniform(0.3, 0.8)), 3) if rng.random() < 0.25 else 0.0,
-        grain=round(float(rng.uniform(1.0, 5.0)), 3) if rng.random() < 0.3 else 0.0,
+        palette=_between(rng, 0.2, 1.0),
+        outline=_between(rng, 0.4, 1.0) if rng.random() < 0.3 else 0.0,
+        texture=_between(rng, 0.0, 2.0),
+        blur=_between(rng, 0.3, 0.8) if rng.random() < 0.25 else 0.0,
+        grain=_between(rng, 1.0, 5.0) if rng.random() < 0.3 else 0.0,
         seed=seed,
     )

@@ -1,21 +1,13 @@
 """How each kind of thing looks: one short function per kind, painting into its box in height units (see `brush.py`)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .brush import Brush, Colour, shade
 
 RGB: dict[str, Colour] = {
-    "red": (212, 44, 44),
-    "orange": (242, 134, 30),
-    "yellow": (248, 214, 58),
-    "green": (40, 146, 78),
-    "blue": (46, 100, 212),
-    "purple": (126, 62, 176),
-    "pink": (246, 138, 188),
-    "white": (242, 242, 240),
-}
+    "red": (212, 44, 44), "orange": (242, 134, 30), "yellow": (248, 214, 58), "green": (40, 146, 78),
+    "blue": (46, 100, 212), "purple": (126, 62, 176), "pink": (246, 138, 188), "white": (242, 242, 240),
+}  # fmt: skip
 SKIN = ((252, 214, 180), (232, 180, 138), (190, 130, 92), (128, 82, 58))
 HAIR = ((52, 36, 30), (104, 66, 36), (206, 164, 84), (32, 30, 36), (150, 74, 40))
 TROUSERS = ((46, 54, 82), (72, 68, 74), (92, 74, 58))
@@ -60,9 +52,8 @@ def person(brush: Brush, colour: Colour, pose: str, rng: np.random.Generator, ni
         brush.line([(0.06, 0.85), (0.30, 0.85)], 0.025, shade(WOOD, 0.75), "seat")
     for side, tone in (("a", 0.84), ("b", 1.0)):
         leg = joints[f"leg_{side}"]
-        brush.line(list(leg), 0.11, shade(trousers, tone), "leg")
-        foot = leg[-1]
-        brush.ellipse((foot[0] + 0.025, foot[1] + 0.005), 0.065, 0.045, INK, "leg")
+        brush.line(leg, 0.11, shade(trousers, tone), "leg")
+        brush.ellipse((leg[-1][0] + 0.025, leg[-1][1] + 0.005), 0.065, 0.045, INK, "leg")
         if side == "a":  # the far arm goes behind the body
             _arm(brush, joints["arm_a"], shade(colour, 0.84), skin)
     (nx, ny), (hx, hy) = joints["neck"], joints["hip"]
@@ -82,7 +73,7 @@ def person(brush: Brush, colour: Colour, pose: str, rng: np.random.Generator, ni
 
 
 def _arm(brush: Brush, points: tuple, sleeve: Colour, skin: Colour) -> None:
-    brush.line(list(points), 0.105, sleeve, "arm")
+    brush.line(points, 0.105, sleeve, "arm")
     brush.ellipse(points[-1], 0.056, 0.056, skin, "arm")
 
 
@@ -117,11 +108,8 @@ def dog(brush: Brush, colour: Colour, pose, rng, night: bool) -> None:
 def car(brush: Brush, colour: Colour, pose, rng, night: bool) -> None:
     brush.polygon([(0.28, 0.46), (0.50, 0.02), (1.16, 0.02), (1.46, 0.46)], colour, "body")
     glass = LAMP if night else GLASS
-    for points in (
-        [(0.40, 0.42), (0.56, 0.11), (0.79, 0.11), (0.79, 0.42)],
-        [(0.87, 0.42), (0.87, 0.11), (1.12, 0.11), (1.33, 0.42)],
-    ):
-        brush.polygon(points, glass, "window")
+    brush.polygon([(0.40, 0.42), (0.56, 0.11), (0.79, 0.11), (0.79, 0.42)], glass, "window")
+    brush.polygon([(0.87, 0.42), (0.87, 0.11), (1.12, 0.11), (1.33, 0.42)], glass, "window")
     brush.box(0.0, 0.40, 1.75, 0.82, colour, "body", r=0.13)
     brush.box(0.02, 0.70, 1.73, 0.80, shade(colour, 0.7), "body", r=0.04)
     brush.line([(0.83, 0.44), (0.83, 0.70)], 0.03, shade(colour, 0.66), "body")
@@ -175,6 +163,4 @@ def boat(brush: Brush, colour: Colour, pose, rng, night: bool) -> None:
     brush.polygon([(0.09, 0.89), (0.87, 0.89), (0.80, 1.0), (0.16, 1.0)], shade(colour, 0.74), "body")
 
 
-PAINTERS = {
-    "person": person, "cat": cat, "dog": dog, "car": car, "house": house, "tree": tree, "ball": ball, "boat": boat,
-}  # fmt: skip
+PAINTERS = {painter.__name__: painter for painter in (person, cat, dog, car, house, tree, ball, boat)}

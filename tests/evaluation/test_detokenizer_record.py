@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from seedx_lite.evaluation import detokenizer as module
-from seedx_lite.evaluation.detokenizer import estimated_latents, evaluate, mean_picture, read_record
+from seedx_lite.evaluation.detokenizer import RECORD, estimated_latents, evaluate, mean_picture
+from seedx_lite.evaluation.records import load_record
 from seedx_lite.models.detokenizer import SDXLAdapter
 from seedx_lite.presets import load_preset
 
@@ -30,9 +31,10 @@ def test_record(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "STEPS", 2)
     preset = load_preset("smoke", ["data.validation_scenes=2", "data.test_scenes=4", "data.train_scenes=6"])
     path = evaluate(preset, folders, runs=tmp_path)
-    record = read_record("smoke", tmp_path)
+    record = load_record(RECORD, "smoke", tmp_path)
     assert path.is_relative_to(tmp_path) and record == json.loads(path.read_text())
     numbers = record["numbers"]
+    assert path.read_text().count("\n") < 200, "the numbers of all scenes in one line"
     assert {len(values) for row in numbers.values() for values in row.values()} == {4}
     assert numbers["original"]["colour_error"] == [0.0] * 4 and min(numbers["original"]["thing_iou"]) > 0.8
     difference = np.subtract(numbers["ours"]["thing_iou"], numbers["mean"]["thing_iou"])
@@ -45,8 +47,8 @@ def test_record(folders, tmp_path, monkeypatch, capsys):
     assert "4 held-out scenes" in capsys.readouterr().out
     path.write_text("{")
     with pytest.raises(ValueError, match=r"detokenizer_stage1\.json is damaged"):
-        read_record("smoke", tmp_path)
-    assert read_record("gpu", tmp_path) is None
+        load_record(RECORD, "smoke", tmp_path)
+    assert load_record(RECORD, "gpu", tmp_path) is None
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

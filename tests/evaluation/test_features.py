@@ -104,9 +104,10 @@ def test_record_and_verdict(tmp_path):
     assert lines == {"0.9123 computed again: agrees, ± 0.01"}
     assert "DIFFERS, 0.9300" in verdict(stored, {"reading": {"kind": 0.93}}, "reading.kind")
     assert "0.930, no stored record" in verdict(None, {"reading": {"kind": 0.93}}, "reading.kind")
-    path.write_text('{"preset": "tiny"')
-    with pytest.raises(ValueError, match=r"vit.json is damaged"):
-        load_record("vit", "tiny", tmp_path)
+    for damaged in ('{"preset": "tiny"', '{"preset": "tiny"}', '{"tolerance": "x"}'):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=r"vit\.json is damaged"):
+            load_record("vit", "tiny", tmp_path)
 
 
 def test_shipped_vit_has_the_recorded_numbers():

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from seedx_lite.artifacts import SHIPPED, project_path
-from seedx_lite.evaluation.detokenizer import RECOMPUTED, read_record
+from seedx_lite.evaluation.detokenizer import RECOMPUTED, RECORD
 from seedx_lite.evaluation.reconstruction import held_out, judge, reconstruct
+from seedx_lite.evaluation.records import load_record
 from seedx_lite.evaluation.statistics import agreement
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import load_preset
@@ -16,7 +17,7 @@ FOLDERS = {"vit": "vit", "sdxl": "sdxl", "adapter": "detokenizer-stage1"}
 def test_shipped_detokenizer_has_the_recorded_numbers():
     """Bugs: weights retrained without measuring again; a check so loose that an untrained resampler passes."""
     folders = {name: project_path(SHIPPED) / "lite" / stage for name, stage in FOLDERS.items()}
-    record = read_record("lite")
+    record = load_record(RECORD, "lite")
     missing = [str(folder) for folder in folders.values() if not (folder / "artifact.json").exists()]
     if missing or record is None:
         pytest.skip(f"not shipped yet: {', '.join(missing) or 'the record'}")

@@ -28,14 +28,14 @@ def test_unknown_detail_is_refused(parts):
 
 
 def test_encoders_come_back_and_condition_as_sdxl_does(parts, tmp_path):
-    """Bug: the last layer instead of the one before it; plain pipelines would then condition otherwise than training."""
+    """Bug: the last layer instead of the one before it: plain pipelines would condition otherwise than training."""
     for name, part in zip(FOLDERS, parts, strict=True):
         part.save_pretrained(tmp_path / name)
     tokenizer, *encoders = load_text_encoders(tmp_path)
     tokens = tokenizer(["a red cat"], padding="max_length", return_tensors="pt").input_ids
     context, pooled = encode_text(encoders, tokens)
     sizes = load_preset("smoke")
-    assert context.shape == (1, 80, sizes.cross_attention_dim) and pooled.shape == (
+    assert context.shape == (1, 80, sizes.unet_kwargs["cross_attention_dim"]) and pooled.shape == (
         1,
         sizes.text_encoder_2.projection_dim,
     )
