@@ -175,6 +175,7 @@ def denoising_loss(
     zero_embeds: Tensor | None = None,
     drop: float = 0.1,
     condition: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Loss of one training batch: predict what `noise_target` says, at random times.
 
@@ -184,6 +185,7 @@ def denoising_loss(
         image_embeds, time_ids: [B, N, K], pooled, and [B, 6].
         zero_embeds: [1, N, K], pooled, of the zero picture; they replace a share `drop` of the batch, for guidance.
         condition: [B, 4, h, w], latents of condition images (zeros where there is none).
+        weights: [B, 1, h, w], how much each place counts; without them all count alike, as in the official code.
 
     Raises ValueError for another prediction type, and where zero_embeds and image_embeds differ in N or K.
     """
@@ -202,4 +204,5 @@ def denoising_loss(
     if condition is not None:
         noisy = torch.cat([noisy, condition], dim=1)  # [B, 8, h, w]
     target = noise_target(scheduler, latents, noise, timesteps)
-    return adapter(noisy, timesteps, image_embeds, time_ids, target).loss
+    errors = (adapter(noisy, timesteps, image_embeds, time_ids).sample.float() - target.float()).square()
+    return errors.mean() if weights is None else (errors * weights).mean()

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from seedx_lite.artifacts import ensure, project_path
-from seedx_lite.data.rendered import rendered
+from seedx_lite.artifacts import ensure
 from seedx_lite.models.detokenizer import SDXLAdapter, denoising_loss, sdxl_time_ids
 from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
 from seedx_lite.presets import Preset
-from seedx_lite.training.foundations import encode_pictures, sdxl
+from seedx_lite.training.foundations import encode_pictures, sdxl, training_pictures
 from seedx_lite.training.loop import train
 from seedx_lite.training.vit import vit
 
@@ -51,7 +51,8 @@ def new_adapter(preset: Preset, sdxl_folder: Path, full_ft: bool = False, n: int
 def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
     """Trains resampler, keys and values on the narrow mix; returns the folder of the artifact.
 
-    In a tenth of the samples the embeddings are those of the zero picture, as guidance will ask for them.
+    In a tenth of the samples the embeddings are those of the zero picture, as guidance will ask for them. Things count
+    more than background in the loss, as in the foundations.
     """
     config, size, n = preset.training.detokenizer, preset.image_size, preset.n_embeddings
     vit_folder, sdxl_folder = vit(preset, seed=seed, runs=runs), sdxl(preset, seed=seed, runs=runs)
@@ -62,8 +63,9 @@ def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Pat
         scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
         autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32).eval()
         tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
-        pictures = rendered("train", preset.data.train_scenes, "narrow", (size, size), project_path(runs) / "cache")
+        pictures, weights = training_pictures(preset, "narrow")
         latents = encode_pictures(autoencoder, pictures) * autoencoder.config.scaling_factor
+        weights = F.adaptive_avg_pool2d(weights, latents.shape[-2:])  # [K, 1, h, w]
         embeddings = embed_pictures(tower, pictures, n)
         with torch.no_grad():
             zero = pool_embeddings(tower.zero_embeddings(), n)  # [1, N, D]
@@ -77,6 +79,7 @@ def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Pat
                 "image_embeds": embeddings[chosen].float(),
                 "time_ids": sdxl_time_ids(size).expand(len(chosen), -1),
                 "zero_embeds": zero,
+                "weights": weights[chosen],
             }
 
         def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:

@@ -39,12 +39,19 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def training_pictures(preset: Preset, mix: str) -> tuple[np.ndarray, Tensor]:
+    """Pictures of all training scenes, uint8 [K, H, W, 3], and how much their cells count in a loss, [K, 1, g, g]."""
+    grid = round(preset.vit.n_queries**0.5)
+    pictures, truth = token_truth("train", preset.data.train_scenes, mix, (preset.image_size,) * 2, grid)
+    return pictures, thing_weights(torch.from_numpy(truth.kind).float()).unflatten(1, (1, grid, grid))
+
+
 def train_vae(preset: Preset, seed: int, folder: Path, pictures: np.ndarray, weights: Tensor):
     """Trains `AutoencoderKL` on full frames; `folder` gets training.json and the checkpoint.
 
     Loss: absolute error, that of horizontal and vertical differences (edges), both with things emphasised, and a faint
     pull of the latents to a unit Gaussian. The scaling factor makes the latents' deviation 1.
-    weights: [K, g, g], see `thing_weights`.
+    pictures, weights: see `training_pictures`.
     """
     from diffusers import AutoencoderKL
 
@@ -58,7 +65,7 @@ def train_vae(preset: Preset, seed: int, folder: Path, pictures: np.ndarray, wei
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
         images, weight = batch
-        weight = F.interpolate(weight[:, None], images.shape[-2:])  # [B, 1, H, W]
+        weight = F.interpolate(weight, images.shape[-2:])  # [B, 1, H, W]
         posterior = model.encode(images).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
         error = model.decode(posterior.mean + posterior.std * noise).sample.float() - images
@@ -116,7 +123,7 @@ def train_unet(
     shares = {"full": 0.4, "partial": 0.1, "one_thing": 0.1, "grounded": 0.4}
     captions = CaptionSource(text[0], "train", len(pictures), "broad", (size, size), shares)
     latents = encode_pictures(autoencoder, pictures) * autoencoder.config.scaling_factor
-    weights = F.adaptive_avg_pool2d(weights[:, None], latents.shape[-2:])  # [K, 1, h, w]
+    weights = F.adaptive_avg_pool2d(weights, latents.shape[-2:])  # [K, 1, h, w]
     torch.manual_seed(seed)
     model = _TextToImage(UNet2DConditionModel(**preset.unet_kwargs), *text[1:])
 
@@ -153,9 +160,7 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
 
         text = load_text_encoders(vit_folder)
         scheduler = DDIMScheduler(**SCHEDULER)
-        grid = round(preset.vit.n_queries**0.5)
-        pictures, truth = token_truth("train", preset.data.train_scenes, "broad", (preset.image_size,) * 2, grid)
-        weights = thing_weights(torch.from_numpy(truth.kind).float()).unflatten(1, (grid, grid))  # [K, g, g]
+        pictures, weights = training_pictures(preset, "broad")
         autoencoder = train_vae(preset, seed, folder / "vae", pictures, weights)
         unet = train_unet(preset, seed, folder / "unet", pictures, weights, autoencoder, text, scheduler)
         tokenizer, first, second = text

@@ -144,15 +144,29 @@ def test_dropped_embeddings_become_those_of_the_zero_picture(batch):
     """Zeros in their place would be an input that inference never uses."""
     seen, zero = [], torch.randn(1, POOLED, K)
 
-    def spy(noisy, timesteps, image_embeds, time_ids, target):
+    def spy(noisy, timesteps, image_embeds, time_ids):
         seen.append(image_embeds)
-        return make_adapter()(noisy, timesteps, image_embeds, time_ids, target)
+        return make_adapter()(noisy, timesteps, image_embeds, time_ids)
 
     for drop in (0.0, 1.0):
         denoising_loss(spy, **batch, scheduler=DDPMScheduler(), zero_embeds=zero, drop=drop)
     assert torch.equal(seen[0], batch["image_embeds"]) and torch.equal(seen[1], zero.expand(4, -1, -1))
     with pytest.raises(ValueError, match="pool both to the same N"):
         denoising_loss(spy, **batch, scheduler=DDPMScheduler(), zero_embeds=torch.zeros(1, TOKENS, K))
+
+
+def test_weights_say_where_an_error_counts(batch):
+    """Bug: weights that are broadcast over the wrong axis, or dropped on the way."""
+    adapter, zeros = make_adapter(), torch.zeros(4, 1, 8, 8)
+
+    def loss(weights=None):
+        generator = torch.Generator().manual_seed(5)
+        return denoising_loss(adapter, **batch, scheduler=DDPMScheduler(), generator=generator, weights=weights).item()
+
+    left, right = zeros.clone(), zeros.clone()
+    left[..., :4], right[..., 4:] = 1, 1
+    assert loss(zeros) == 0 and loss(zeros + 1) == pytest.approx(loss())
+    assert loss(left) + loss(right) == pytest.approx(loss()) and loss(left) > 0 < loss(right)
 
 
 def test_condition_latents_are_not_scaled(batch):
