@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 WORKERS     ?= 2
 ARGS        ?=
 
-ENV := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX),$(CURDIR)/.venv)
+ENV := $(or $(VIRTUAL_ENV),$(if $(filter base,$(CONDA_DEFAULT_ENV)),,$(CONDA_PREFIX)),$(CURDIR)/.venv)
 PY  := $(ENV)/bin/python
 # What was installed, and for which checkout: two checkouts may take turns with one environment.
 STAMP := $(ENV)/.seedx-lite-$(firstword $(shell pwd | cksum))

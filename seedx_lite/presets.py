@@ -154,6 +154,11 @@ class TrainConfig:
             _require(value in known, f"{key}={value}: expected {' or '.join(known)}")
         _require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay}: expected 0 (off) up to, not including, 1")
 
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides the weights; how often to save and when to give up does not."""
+        return {k: v for k, v in asdict(self).items() if k not in ("checkpoint_seconds", "spike_factor")}
+
 
 @dataclass(frozen=True)
 class TrainingConfigs:

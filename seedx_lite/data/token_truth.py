@@ -16,9 +16,10 @@ KIND_CLASSES = ("sky", "ground", *KINDS)
 COLOUR_CLASSES = ("none", *COLOURS)
 PART_CLASSES = ("none", *PARTS)
 POSE_CLASSES = ("none", *POSES)
+EMPHASIS = 4.0  # how much more a thing counts than background, see `thing_weights`
 
 
-def thing_weights(kind, emphasis: float = 4.0):
+def thing_weights(kind, emphasis: float = EMPHASIS):
     """Weights of cells with the mean 1, from their `kind` (array or tensor): things count `emphasis` times as much.
 
     Sky and ground fill most of a picture and are soon learned; without weights they drown what is left to learn.

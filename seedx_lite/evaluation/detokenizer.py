@@ -38,7 +38,6 @@ from seedx_lite.presets import Preset
 
 RECORD = "detokenizer_stage1"
 STEPS, GUIDANCE = 25, 2.0
-TRAINING_PICTURES = 4000  # the first of the training scenes, for the baselines
 RECOMPUTED = 24  # scenes of a record that are drawn again to check it
 BASELINES = {
     "mean": "mean training picture",
@@ -60,8 +59,7 @@ def evaluate(
     pipe = DetokenizerPipeline.from_artifacts(**folders)
     targets = held_out(preset, min(count, preset.data.test_scenes))
     pictures, size = [target.picture for target in targets], (preset.image_size, preset.image_size)
-    shown = min(TRAINING_PICTURES, preset.data.train_scenes)
-    training = rendered("train", shown, "narrow", size, project_path(runs) / "cache")
+    training = rendered("train", preset.data.train_scenes, "narrow", size, project_path(runs) / "cache")
     mean = training.mean(0).round().astype(np.uint8)
     nearest = nearest_pictures(pipe, pictures, training)
     numbers = {
@@ -77,7 +75,7 @@ def evaluate(
         "artifacts": {name: read_manifest(folder)["id"] for name, folder in folders.items()},
         "steps": STEPS,
         "guidance": GUIDANCE,
-        "training_pictures": shown,
+        "training_pictures": preset.data.train_scenes,
         "indices": list(range(len(targets))),
         "nearest": nearest,
         "numbers": numbers,

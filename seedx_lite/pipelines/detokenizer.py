@@ -46,6 +46,11 @@ class DetokenizerPipeline(DiffusionPipeline):
         official: bool = False,
     ) -> None:
         super().__init__()
+        if unet.config.in_channels != vae.config.latent_channels:
+            raise ValueError(
+                f"the U-Net reads {unet.config.in_channels} channels, the VAE has {vae.config.latent_channels}; one of "
+                "the second stage also needs a condition image, which this pipeline does not take"
+            )
         self.register_modules(vit=vit, vae=vae, unet=unet, resampler=resampler, scheduler=scheduler)
         self.register_to_config(vit_down=vit_down, official=official)
 

@@ -6,7 +6,6 @@ where text used to be.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seedx_lite.artifacts import ensure
+from seedx_lite.data.token_truth import EMPHASIS
 from seedx_lite.models.detokenizer import SDXLAdapter, denoising_loss, sdxl_time_ids
 from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
@@ -28,9 +28,14 @@ from seedx_lite.training.vit import vit
 def embed_pictures(
     tower: VisionTransformerWithAttnPool, pictures: np.ndarray, n: int | None = None, batch: int = 64
 ) -> Tensor:
-    """Visual embeddings of uint8 pictures [K, H, W, 3], pooled to `n` if given: float16 [K, n, D] on the CPU."""
+    """Visual embeddings of uint8 pictures [K, H, W, 3], pooled to `n` if given: float16 [K, n, D] on the CPU.
+
+    Raises ValueError for pictures of another size than the ViT's.
+    """
     from tqdm.auto import tqdm
 
+    if pictures.shape[1:3] != (tower.image_size,) * 2:
+        raise ValueError(f"pictures of {pictures.shape[1:3]} px, the ViT reads {tower.image_size}: resize them")
     device, parts = tower.proj.device, []
     starts = range(0, len(pictures), batch)
     for start in tqdm(starts, desc="visual embeddings", disable=len(starts) < 20):
@@ -92,8 +97,9 @@ def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Pat
     recipe = {
         "resampler": preset.resampler_kwargs,
         "n_embeddings": n,
-        "training": asdict(config),
-        "data": asdict(preset.data),
+        "training": config.recipe,
+        "emphasis": EMPHASIS,
+        "scenes": preset.data.train_scenes,
     }
     return ensure(
         "detokenizer-stage1",

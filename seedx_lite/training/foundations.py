@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seedx_lite.artifacts import ensure
-from seedx_lite.data.token_truth import thing_weights, token_truth
+from seedx_lite.data.token_truth import EMPHASIS, thing_weights, token_truth
 from seedx_lite.models.detokenizer import noise_target, sdxl_time_ids
 from seedx_lite.models.text import encode_text, load_text_encoders
 from seedx_lite.presets import Preset
@@ -30,8 +30,11 @@ SCHEDULER = {  # SDXL's noise schedule; v = α·noise - σ·picture is learned f
     "timestep_spacing": "trailing",
     "steps_offset": 0,
     "clip_sample": False,
-    "set_alpha_to_one": False,
+    "set_alpha_to_one": True,
 }
+
+
+CAPTIONS = {"full": 0.4, "partial": 0.1, "one_thing": 0.1, "grounded": 0.4}  # shares of the kinds
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
@@ -120,8 +123,7 @@ def train_unet(
     from diffusers import UNet2DConditionModel
 
     config, size = preset.training.sdxl, preset.image_size
-    shares = {"full": 0.4, "partial": 0.1, "one_thing": 0.1, "grounded": 0.4}
-    captions = CaptionSource(text[0], "train", len(pictures), "broad", (size, size), shares)
+    captions = CaptionSource(text[0], "train", len(pictures), "broad", (size, size), CAPTIONS)
     latents = encode_pictures(autoencoder, pictures) * autoencoder.config.scaling_factor
     weights = F.adaptive_avg_pool2d(weights, latents.shape[-2:])  # [K, 1, h, w]
     torch.manual_seed(seed)
@@ -179,8 +181,10 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
     config = {
         "vae": asdict(preset.vae),
         "unet": preset.unet_kwargs,
-        "training": {name: asdict(getattr(preset.training, name)) for name in ("vae", "sdxl")},
-        "data": asdict(preset.data),
+        "training": {name: getattr(preset.training, name).recipe for name in ("vae", "sdxl")},
+        "captions": CAPTIONS,
+        "emphasis": EMPHASIS,
+        "scenes": preset.data.train_scenes,
         "scheduler": SCHEDULER,
     }
     return ensure(

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from seedx_lite.artifacts import ensure
 from seedx_lite.data.token_truth import (
     COLOUR_CLASSES,
+    EMPHASIS,
     KIND_CLASSES,
     PART_CLASSES,
     POSE_CLASSES,
@@ -30,6 +31,7 @@ from seedx_lite.training.loop import train
 from seedx_lite.training.text import FOLDERS, CaptionSource, new_text_encoders
 
 CLASSES = {"kind": KIND_CLASSES, "colour": COLOUR_CLASSES, "part": PART_CLASSES, "pose": POSE_CLASSES}
+CAPTIONS = {"full": 0.5, "partial": 0.2, "grounded": 0.3}  # shares of the kinds
 
 
 class _ViTWithText(nn.Module):
@@ -104,8 +106,7 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
             first,
             second,
         )
-        shares = {"full": 0.5, "partial": 0.2, "grounded": 0.3}
-        captions = CaptionSource(tokenizer, "train", len(pictures), "broad", (size, size), shares)
+        captions = CaptionSource(tokenizer, "train", len(pictures), "broad", (size, size), CAPTIONS)
 
         def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
             chosen = torch.randint(len(pictures), (config.batch_size,), generator=generator).numpy()
@@ -131,5 +132,6 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
         record.save(folder / "training.json")
 
     texts = {"text_encoder": asdict(preset.text_encoder), "text_encoder_2": asdict(preset.text_encoder_2)}
-    recipe = {"vit": asdict(preset.vit), **texts, "training": asdict(config), "data": asdict(preset.data)}
+    recipe = {"vit": asdict(preset.vit), **texts, "training": config.recipe, "image_size": size}
+    recipe |= {"captions": CAPTIONS, "emphasis": EMPHASIS, "scenes": preset.data.train_scenes}
     return ensure("vit", build_vit, preset=preset.name, seed=seed, config=recipe, retrain=retrain, runs=runs)
