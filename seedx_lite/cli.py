@@ -159,10 +159,12 @@ def _reproduce(args) -> int:
     defaults = {"preset": "lite", "seed": 0, "retrain": False, "runs": "runs"}
     given = {name: value for name in defaults if (value := getattr(args, name)) != defaults[name]}
     given |= OmegaConf.to_container(OmegaConf.from_dotlist(args.overrides))  # values as in YAML: true, 3, [1, 2], text
+    if args.preset.endswith((".yaml", ".yml")):
+        given["preset"] = str(Path(args.preset).resolve())  # notebooks run in another folder
     folder = artifacts.project_path(args.runs) / load_preset(args.preset).name
     return report.reproduce(args.notebooks, folder, given, only=args.only)
 
 
 def _ship(args) -> None:
-    for path in artifacts.ship(args.preset, args.stages, runs=args.runs):
+    for path in artifacts.ship(load_preset(args.preset).name, args.stages, runs=args.runs):
         print(f"shipped: {path}")
