@@ -124,5 +124,7 @@ def test_shipped_vit_has_the_recorded_numbers():
         return {key: verdict(stored, computed, key) for key in numbers(computed)}
 
     assert all("agrees" in line for line in verdicts().values()), verdicts()
-    tower.conv1.weight.add_(0.3 * tower.conv1.weight.std() * torch.randn_like(tower.conv1.weight))
-    assert "DIFFERS" in verdicts()["reading.colour"], "another ViT must fail the check"
+    noise = torch.randn(tower.conv1.weight.shape, generator=torch.Generator().manual_seed(0))
+    tower.conv1.weight.add_(0.3 * tower.conv1.weight.std() * noise)
+    differing = [key for key, line in verdicts().items() if "DIFFERS" in line]
+    assert len(differing) > 3, f"another ViT must fail the check, but only {differing} differ"
