@@ -5,7 +5,7 @@
     data_samples/checkpoints/<preset>/<stage>/  comes with the project: seed 0, weights in float16
 
 Every folder has an artifact.json: what was built, from which configuration and upstream artifacts, and the SHA-256 of
-each file. It is written last and the folder renamed in one move: a reader finds it all or nothing.
+each file. It is written last, and then the folder is renamed in one move.
 """
 
 import hashlib
@@ -17,7 +17,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,41 +29,6 @@ REQUEST = "request.json"  # in a work folder: the configuration that its checkpo
 CHECKPOINT = "checkpoint.safetensors"  # what a crashed build leaves for the next one
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 _digests: dict[tuple[Path, int, int], str] = {}  # (file, bytes, mtime): SHA-256 as computed by this process
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A finished folder."""
-
-    path: Path
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """artifact.json: stage, preset, seed, config, upstream, id, files with their hashes, versions."""
-        file = self.path / MANIFEST
-        try:
-            manifest = json.loads(file.read_text())
-            return manifest | {"files": dict(manifest["files"])}
-        except FileNotFoundError:
-            repair = self._repair if self.path.exists() else "Train that stage first."
-            raise FileNotFoundError(f"{file} is missing: no finished artifact. {repair}") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is damaged ({error!r}). {self._repair}") from None
-
-    @property
-    def _repair(self) -> str:
-        return f"Delete {self.path} or pass retrain=True; `git checkout` restores what came with the project."
-
-    def check(self) -> None:
-        """Raises FileNotFoundError or ValueError if a file is missing or not as the manifest says; names the repair."""
-        for name, entry in self.manifest["files"].items():
-            file = self.path / name
-            if not file.is_file():
-                raise FileNotFoundError(f"{file} is missing. {self._repair}")
-            if (size := file.stat().st_size) != entry["bytes"]:
-                raise ValueError(f"{file} is damaged: {size} of {entry['bytes']} bytes. {self._repair}")
-            if _sha256(file) != entry["sha256"]:
-                raise ValueError(f"{file} is damaged: not the SHA-256 of {MANIFEST}. {self._repair}")
 
 
 def ensure(
@@ -135,41 +99,64 @@ def ship(
     folders. Raises ValueError if float16 cannot hold a weight, or a file has more than `limit` bytes."""
     targets = [project_path(shipped) / preset / stage for stage in stages]
     for target in targets:
-        source = Artifact(project_path(runs) / preset / f"{target.name}-seed0")
-        source.check()
+        source = project_path(runs) / preset / f"{target.name}-seed0"
+        check(source)
         part = target.with_name(f"{target.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         try:
-            for name in source.manifest["files"]:
+            manifest = read_manifest(source)
+            for name in manifest["files"]:
                 (part / name).parent.mkdir(parents=True, exist_ok=True)
-                _copy_in_float16(source.path / name, part / name)
+                _copy_in_float16(source / name, part / name)
                 if (size := (part / name).stat().st_size) > limit:
-                    raise ValueError(f"{source.path / name}: {size} bytes to ship, expected {limit} at most")
-            _write_manifest(part, source.manifest | {"stored_as": "float16"})
+                    raise ValueError(f"{source / name}: {size} bytes to ship, expected {limit} at most")
+            _write_manifest(part, manifest | {"stored_as": "float16"})
             _replace(target, part)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return targets
 
 
-def describe(runs: str | Path = RUNS, shipped: str | Path = SHIPPED) -> list[dict[str, Any]]:
-    """One row per artifact on disk: path, stage (its folder's name), megabytes, and problem (None: it is whole)."""
-    rows = []
+def describe(runs: str | Path = RUNS, shipped: str | Path = SHIPPED) -> Iterator[tuple[Path, float, str]]:
+    """Every artifact on disk: its folder, megabytes, and what is wrong with it ("" if it is whole)."""
     files = [file for place in (shipped, runs) for file in sorted(project_path(place).glob(f"*/*/{MANIFEST}"))]
     for path in (file.parent for file in files if file.parent.suffix not in (".work", ".old", ".part")):
-        problem = None
+        problem = ""
         try:
-            Artifact(path).check()
+            check(path)
         except (OSError, ValueError) as error:
             problem = str(error)
-        megabytes = sum(part.stat().st_size for part in path.rglob("*") if part.is_file()) / 1e6
-        rows.append({"path": path, "stage": path.name, "megabytes": megabytes, "problem": problem})
-    return rows
+        yield path, sum(part.stat().st_size for part in path.rglob("*") if part.is_file()) / 1e6, problem
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """artifact.json of a folder; errors as for `Artifact`."""
-    return Artifact(Path(folder)).manifest
+    """artifact.json of a folder: stage, preset, seed, config, upstream, id, files with their hashes, versions. Raises
+    FileNotFoundError or ValueError that names the repair."""
+    file = Path(folder) / MANIFEST
+    try:
+        manifest = json.loads(file.read_text())
+        return manifest | {"files": dict(manifest["files"])}
+    except FileNotFoundError:
+        repair = _repair(file.parent) if file.parent.exists() else "Train that stage first."
+        raise FileNotFoundError(f"{file} is missing: no finished artifact. {repair}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}). {_repair(file.parent)}") from None
+
+
+def check(folder: Path) -> None:
+    """Raises FileNotFoundError or ValueError if a file is missing or not as the manifest says; names the repair."""
+    for name, entry in read_manifest(folder)["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing. {_repair(folder)}")
+        if (size := file.stat().st_size) != entry["bytes"]:
+            raise ValueError(f"{file} is damaged: {size} of {entry['bytes']} bytes. {_repair(folder)}")
+        if _sha256(file) != entry["sha256"]:
+            raise ValueError(f"{file} is damaged: not the SHA-256 of {MANIFEST}. {_repair(folder)}")
+
+
+def _repair(folder: Path) -> str:
+    return f"Delete {folder} or pass retrain=True; `git checkout` restores what came with the project."
 
 
 def project_path(path: str | Path) -> Path:
@@ -184,10 +171,10 @@ def _find(places: list[Path], request: dict[str, Any]) -> Path | None:
     """The first folder that exists, checked."""
     path = next((place for place in places if place.exists()), None)
     if path and (differences := _differences(read_manifest(path), request)):
-        remedy = "Pass retrain=True to build it anew, or take another seed or preset name."
+        remedy = "Pass retrain=True or delete the folder to build it anew, or take another seed or preset name."
         raise ValueError(f"{path} was made with another configuration ({differences}). {remedy}")
     if path:
-        Artifact(path).check()
+        check(path)
     return path
 
 
@@ -244,7 +231,9 @@ def _write_manifest(folder: Path, about: dict[str, Any]) -> None:
     entries = {f.relative_to(folder).as_posix(): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
     about = about | {"files": entries}
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    made = {"id": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16], "versions": versions}
+    # Seconds in a training.json differ between runs that are the same: an id tells of the result alone.
+    result = about | {"files": {name: entry for name, entry in entries.items() if not name.endswith("training.json")}}
+    made = {"id": hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()[:16], "versions": versions}
     (folder / MANIFEST).write_text(json.dumps(made | about, indent=1) + "\n")
 
 

@@ -4,8 +4,6 @@ A stage takes `--preset NAME` (or the path of a YAML file) and any number of `ke
 one line, `error: …`, and exit status 1; one in the command line itself in exit status 2.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -39,12 +39,9 @@ def findings(runs: str | Path = "runs") -> Iterator[Finding]:
     """All checks, in the order in which one would mend them."""
     yield check_python()
     yield from (packages := list(check_packages()))
-    if any(finding.state == "bad" for finding in packages):
-        return  # the other checks need them too
-    yield check_cores(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    yield check_memory()
-    yield from check_torch()
-    yield from check_artifacts(runs)
+    if not any(finding.state == "bad" for finding in packages):  # the other checks need them too
+        yield from check_hardware()
+        yield from check_artifacts(runs)
 
 
 def check_python(found: tuple[int, ...] = tuple(sys.version_info[:3])) -> Finding:
@@ -83,25 +80,17 @@ def _version(name: str) -> str | None:
         return None
 
 
-def check_cores(cores: int) -> Finding:
-    """Cores that this process may use."""
-    if cores < 2:
-        return Finding("note", "cores", f"{cores}", "expect every training time to be more than twice the stated one")
-    return Finding("good", "cores", f"{cores} ({platform.machine()}), times in the notebooks are for 2")
-
-
-def check_memory() -> Finding:
-    """Free memory."""
+def check_hardware() -> Iterator[Finding]:
+    """Cores that this process may use, free memory, a torch that can be imported, and a GPU."""
     import psutil
 
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    slow = "expect every training time to be more than twice the stated one" if cores < 2 else ""
+    text = f"{cores} ({platform.machine()}), times in the notebooks are for 2"
+    yield Finding("note" if slow else "good", "cores", text, slow)
     free = psutil.virtual_memory().available / 2**30
-    if free < MEMORY_GB:
-        return Finding("note", "memory", f"{free:.1f} GB free", f"close something: lite wants {MEMORY_GB:g} GB")
-    return Finding("good", "memory", f"{free:.1f} GB free")
-
-
-def check_torch() -> Iterator[Finding]:
-    """torch can be imported; GPU."""
+    close = f"close something: lite wants {MEMORY_GB:g} GB" if free < MEMORY_GB else ""
+    yield Finding("note" if close else "good", "memory", f"{free:.1f} GB free", close)
     try:
         import torch
     except Exception as error:  # a broken install fails in many ways
@@ -122,12 +111,11 @@ def check_artifacts(runs: str | Path = "runs") -> Iterator[Finding]:
     from seedx_lite.artifacts import describe
 
     whole: dict[str, list[str]] = {}  # folder: its artifacts
-    for row in describe(runs):
-        if row["problem"]:
-            yield Finding("bad", "artifacts", f"{row['path']}", row["problem"])
+    for path, megabytes, problem in describe(runs):
+        if problem:
+            yield Finding("bad", "artifacts", str(path), problem)
         else:
-            names = whole.setdefault(os.path.relpath(row["path"].parent), [])
-            names.append(f"{row['stage']} {row['megabytes']:.1f} MB")
+            whole.setdefault(os.path.relpath(path.parent), []).append(f"{path.name} {megabytes:.1f} MB")
     for place, names in whole.items():
         yield Finding("good", "artifacts", f"{place}: {', '.join(names)}")
     if not any("data_samples" in place for place in whole):

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from string import Template
 from typing import Any, NamedTuple
 
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -115,50 +114,22 @@ def reproduce(notebooks: str | Path, folder: str | Path, parameters: dict[str, A
 
 def render(chapters: list[Chapter], parameters: dict[str, Any], folder: Path) -> str:
     """The report: HTML with style and pictures inside, links relative to `folder`."""
-    failed = sum(bool(chapter.failure) for chapter in chapters)
-    minutes = sum(chapter.seconds for chapter in chapters) / 60
-    chosen = ", ".join(f"{name}={value}" for name, value in parameters.items()) or "their defaults"
-    cores = f"{os.cpu_count()} cores ({platform.machine()})"
-    software = f"Python {platform.python_version()}, torch {version('torch')}, {time.strftime('%Y-%m-%d %H:%M')}"
-    return Template(PAGE.read_text(encoding="utf-8")).substitute(
-        status=f"{failed} of {len(chapters)} notebooks failed" if failed else "all notebooks ran to their end",
-        status_class="bad" if failed else "good",
-        summary=html.escape(f"{len(chapters)} notebooks with {chosen}, {minutes:.1f} minutes on {cores}, {software}"),
-        rows="\n".join(map(_row, chapters)),
-        chapters="\n".join(_section(chapter, folder) for chapter in chapters),
-    )
+    import jinja2
 
-
-def _row(chapter: Chapter) -> str:
-    mark = '<b class="bad">failed</b>' if chapter.failure else f"{len(chapter.figures)}"
-    return (
-        f'<tr><td><a href="#{chapter.path.stem}">{_inline(chapter.title)}</a></td>'
-        f"<td>{_inline(chapter.question)}</td><td>{mark}</td><td>{chapter.seconds:.0f} s</td></tr>"
-    )
-
-
-def _section(chapter: Chapter, folder: Path) -> str:
-    link = html.escape(os.path.relpath(chapter.path, folder))
-    failure = f'<pre class="failure">{html.escape(chapter.failure)}</pre>' if chapter.failure else ""
-    return (
-        f'<section id="{chapter.path.stem}"><h2>{_inline(chapter.title)}</h2>\n'
-        f'<p class="question">{_inline(chapter.question)}</p>\n'
-        f'<p class="meta">{chapter.seconds:.0f} s · <a href="{link}">executed notebook</a></p>\n'
-        f"{failure}{''.join(map(_figure, chapter.figures))}</section>"
-    )
-
-
-def _figure(figure: Figure) -> str:
-    alt = html.escape(re.sub(r"[*`]", "", figure.caption), quote=True)
-    numbers = f"<pre>{html.escape(figure.numbers)}</pre>" if figure.numbers else ""
-    return (
-        f'<figure><div class="pair"><img alt="{alt}" src="data:image/png;base64,{figure.png}">{numbers}</div>'
-        f"<figcaption>{_inline(figure.caption)}</figcaption></figure>\n"
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    page.filters |= {"markdown": _inline, "link": lambda path: os.path.relpath(path, folder)}
+    return page.from_string(PAGE.read_text(encoding="utf-8")).render(
+        chapters=chapters,
+        failed=sum(bool(chapter.failure) for chapter in chapters),
+        minutes=sum(chapter.seconds for chapter in chapters) / 60,
+        chosen=", ".join(f"{name}={value}" for name, value in parameters.items()) or "their defaults",
+        cores=f"{os.cpu_count()} cores ({platform.machine()})",
+        software=f"Python {platform.python_version()}, torch {version('torch')}, {time.strftime('%Y-%m-%d %H:%M')}",
     )
 
 
 def _inline(markdown: str) -> str:
-    """The Markdown that occurs within a paragraph; links keep only their text."""
+    """The Markdown that occurs within a paragraph, as HTML; links keep only their text."""
     text = re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", html.escape(" ".join(markdown.split())))
     for mark, tag in (("`", "code"), (r"\*\*", "b"), (r"\*", "i")):
         text = re.sub(rf"{mark}(.+?){mark}", rf"<{tag}>\1</{tag}>", text)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from seedx_lite import artifacts
-from seedx_lite.artifacts import CHECKPOINT, Artifact, describe, ensure, project_path, read_manifest, ship
+from seedx_lite.artifacts import CHECKPOINT, check, describe, ensure, project_path, read_manifest, ship
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_crash_leaves_only_the_checkpoint(world, tmp_path):
 
     with pytest.raises(RuntimeError, match="crash"):
         ensure("vit", crash, config={"layers": 2}, **world)
-    assert not work.with_suffix("").exists() and describe(world["runs"], world["shipped"]) == []
+    assert not work.with_suffix("").exists() and not [*describe(world["runs"], world["shipped"])]
     with pytest.raises(ValueError, match=r"vit-seed0\.work .*layers: 2 there, 3 here.*retrain=True"):
         ensure("vit", resume, config={"layers": 3}, **world)
     path = ensure("vit", resume, config={"layers": 2}, **world)
@@ -124,6 +124,11 @@ def test_retrain_replaces_only_when_complete(world):
         ensure("vit", lambda folder: 1 / 0, config={}, retrain=True, **world)
     assert load_file(path / "part/model.safetensors")["w"][0, 0] == 1
     first = read_manifest(path)["id"]
+    (path / "training.json").write_text('{"seconds": 2}')
+    artifacts._write_manifest(
+        path, {k: v for k, v in read_manifest(path).items() if k not in ("id", "files", "versions")}
+    )
+    assert read_manifest(path)["id"] == first, "the same weights, trained in other time, are the same"
     ensure("vit", builder(2.0), config={"layers": 3}, retrain=True, **world)
     assert load_file(path / "part/model.safetensors")["w"][0, 0] == 2 and read_manifest(path)["id"] != first
     assert [p.name for p in path.parent.iterdir() if p.is_dir()] == ["vit-seed0"]
@@ -142,13 +147,13 @@ def test_damage_is_named(world, monkeypatch):
         damage()
         with pytest.raises((ValueError, FileNotFoundError), match=rf"model\.safetensors.*{message}.*retrain=True"):
             ensure("vit", builder(), config={}, **world)
-        assert message.split()[0].strip(":") in describe(world["runs"], world["shipped"])[0]["problem"]
+        assert message.split()[0].strip(":") in next(describe(world["runs"], world["shipped"]))[2]
     for text, message in (("{", "damaged"), ("{}", "damaged"), (None, "missing")):
         (path / "artifact.json").write_text(text) if text else (path / "artifact.json").unlink()
         with pytest.raises((ValueError, FileNotFoundError), match=rf"artifact\.json is {message}.*retrain=True"):
             ensure("vit", builder(), config={}, **world)
     ensure("vit", builder(), config={}, retrain=True, **world)
-    assert describe(world["runs"], world["shipped"])[0]["problem"] is None
+    assert next(describe(world["runs"], world["shipped"]))[2] == ""
 
 
 def test_another_configuration_is_refused(world):
@@ -180,12 +185,12 @@ def test_ship_in_float16(world, tmp_path):
     assert json.loads((targets[0] / "part/config.json").read_text())["dtype"] == "float32"
     assert read_manifest(targets[0])["id"] == read_manifest(vit)["id"]
     for target in targets:
-        Artifact(target).check()
+        check(target)
     alone = world | {"runs": tmp_path / "elsewhere"}
     vit = ensure("vit", lambda folder: pytest.fail("trained"), config={}, **alone)
     assert vit == targets[0]
     assert ensure("unet", lambda folder: pytest.fail("trained"), config={}, upstream=[vit], **alone) == targets[1]
-    assert [row["stage"] for row in describe(alone["runs"], alone["shipped"])] == ["unet", "vit"]
+    assert [path.name for path, *_ in describe(alone["runs"], alone["shipped"])] == ["unet", "vit"]
     seed1 = ensure("vit", builder(), config={}, seed=1, **alone)
     assert seed1.parent == tmp_path / "elsewhere/smoke"  # only seed 0 is shipped
 
@@ -216,6 +221,6 @@ def test_large_files_are_hashed_once(world, monkeypatch):
     """Every cell that asks for an artifact would read all its weights again."""
     path = ensure("vit", builder(), config={}, **world)
     artifacts._digests.clear()
-    Artifact(path).check()
+    check(path)
     monkeypatch.setattr(artifacts.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
-    Artifact(path).check()
+    check(path)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seedx_lite import cli, doctor
-from seedx_lite.doctor import check_cores, check_packages, check_python
+from seedx_lite.doctor import check_hardware, check_packages, check_python
 
 
 def run(capsys, *argv):
@@ -124,7 +124,7 @@ def test_data_check_status(capsys, tmp_path):
 
 def test_doctor_finds_what_blocks(capsys, monkeypatch, tmp_path):
     """Bug: the doctor is content with a machine on which nothing can run."""
-    monkeypatch.setattr(doctor, "findings", lambda runs: iter([check_python((3, 9, 1)), check_cores(2)]))
+    monkeypatch.setattr(doctor, "findings", lambda runs: iter([check_python((3, 9, 1)), *check_hardware()]))
     status, out, _ = run(capsys, "doctor")
     assert status == 1 and "✗ Python" in out and "make test PYTHON=python3.11" in out
 

@@ -14,6 +14,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn import functional as F
 
 from seedx_lite.data import anyres
 from seedx_lite.models.detokenizer import SDXLAdapter, SDXLAdapterWithLatentImage, widen_conv_in
@@ -122,9 +123,10 @@ def make_adapter(fixture, cls, **kwargs):
 def check_adapter(fixture, cls=SDXLAdapter):
     adapter = fixture.load(make_adapter(fixture, cls))
     x = fixture.part("in/")
-    out = adapter(x["noisy_latents"], x["timesteps"], x["image_embeds"], x["time_ids"], x["noise"])
+    out = adapter(x["noisy_latents"], x["timesteps"], x["image_embeds"], x["time_ids"])
     prompt_embeds, pooled = adapter.resampler(x["image_embeds"])
-    found = {"noise_pred": out.sample, "total_loss": out.loss, "prompt_embeds": prompt_embeds, "pooled": pooled}
+    found = {"noise_pred": out, "total_loss": F.mse_loss(out, x["noise"])}
+    found |= {"prompt_embeds": prompt_embeds, "pooled": pooled}
     if "conv_in_before/weight" in x:
         unet = UNet2DConditionModel(**fixture.info["config"]["unet"])
         before = {k.removeprefix("conv_in_before/"): v for k, v in x.items() if k.startswith("conv_in_before/")}

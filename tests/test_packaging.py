@@ -90,15 +90,6 @@ def test_import_is_light(modules):
     assert run.stdout.strip() == "[]"
 
 
-def test_public_names_resolve():
-    """Bug: a lazy name whose module has moved shows up only when someone uses it."""
-    for name in seedx_lite.__all__:
-        assert getattr(seedx_lite, name) is not None
-    assert set(seedx_lite.__all__) <= set(dir(seedx_lite))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        seedx_lite.nothing  # noqa: B018
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_source(path):
     """Bugs: an import against the direction of the layers; a file too long to read; the path of a machine."""
@@ -112,7 +103,6 @@ def test_source(path):
     assert not re.search(r"(?<![\w.~/-])/(?:home|work|root|Users)/\w", text)
 
 
-@pytest.mark.xfail(strict=True, reason="some hundred lines over the limit; the mark goes when they are gone")
 def test_package_can_be_finished():
     """Bug: a package that grows until no reader gets to its end."""
     assert sum(path.read_text().count("\n") for path in SOURCES) <= 6000

@@ -13,12 +13,12 @@ import numpy as np
 import PIL
 from tqdm import tqdm
 
-from .. import __version__
-from ..world.draw import render
-from ..world.edits import sample_edit
-from ..world.language import DETAILS, caption, grounded_description
-from ..world.questions import questions
-from ..world.scene import SEED_RANGES, Scene, sample_scene
+from seedx_lite import __version__
+from seedx_lite.world.draw import render
+from seedx_lite.world.edits import sample_edit
+from seedx_lite.world.language import DETAILS, caption, grounded_description
+from seedx_lite.world.questions import questions
+from seedx_lite.world.scene import SEED_RANGES, Scene, sample_scene
 from . import captions, conversations, edits
 
 README = Path(__file__).with_name("samples.md")  # a template

@@ -1,8 +1,6 @@
 """Word-level tokenizers over the world's vocabulary, in the form that plain transformers and diffusers open."""
 
-from __future__ import annotations
-
-from seedx_lite.world.language import BOX_END, BOX_START, LOCATION_TOKENS, vocabulary, words
+from seedx_lite.world.language import BOX_END, BOX_START, LOCATION_TOKENS, vocabulary
 
 PAD, BOS, UNK, EOS = ("<pad>", "<s>", "<unk>", "</s>")  # ids 0 to 3: CLIP takes an old pooling path if </s> is id 2
 
@@ -16,36 +14,14 @@ def clip_tokenizer(max_length: int):
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    ids = {
-        token: number
-        for number, token in enumerate((PAD, BOS, UNK, EOS, *vocabulary(), BOX_START, BOX_END, *LOCATION_TOKENS))
-    }
+    tokens = (PAD, BOS, UNK, EOS, *vocabulary(), BOX_START, BOX_END, *LOCATION_TOKENS)
+    ids = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.WhitespaceSplit(),
-            pre_tokenizers.Split(Regex(r"<[^<>\s]+>|\[\[|\]\]|[a-z]+|\d|[^\sa-z\d]"), "isolated"),
-        ]
-    )
+    split = pre_tokenizers.Split(Regex(r"<[^<>\s]+>|\[\[|\]\]|[a-z]+|\d|[^\sa-z\d]"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), split])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}", special_tokens=[(BOS, ids[BOS]), (EOS, ids[EOS])]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNK,
-        pad_token=PAD,
-        model_max_length=max_length,
-    )
-
-
-def check_words(text: str) -> None:
-    """Raise ValueError that names the words of `text` which this world does not know."""
-    unknown = sorted(set(words(text)) - set(vocabulary()))
-    if unknown:
-        raise ValueError(
-            f"{text!r} has words that this world does not know: {', '.join(unknown)}. "
-            "`seedx_lite.world.language.vocabulary()` lists those it knows."
-        )
+    special = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "pad_token": PAD}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **special)

@@ -4,11 +4,7 @@ Everything is measured on the narrow mix, at the preset's picture size. Settings
 validation scenes; the record itself is of test scenes.
 """
 
-from __future__ import annotations
-
-import base64
 import copy
-import io
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -21,20 +17,12 @@ from diffusers import SchedulerMixin
 from PIL import Image
 
 from seedx_lite.artifacts import project_path, read_manifest
-from seedx_lite.data.rendered import rendered
-from seedx_lite.evaluation.reconstruction import (
-    Target,
-    held_out,
-    judge,
-    nearest_pictures,
-    reconstruct,
-    round_trips,
-    to_latents,
-)
-from seedx_lite.evaluation.records import save_record
-from seedx_lite.evaluation.statistics import interval, mean_differences
+from seedx_lite.data.drawn import draw_scenes
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
+from .reconstruction import Target, held_out, judge, nearest_pictures, reconstruct, round_trips, to_latents
+from .records import save_record
+from .statistics import interval, mean_differences
 
 RECORD = "detokenizer_stage1"
 STEPS, GUIDANCE = 25, 2.0
@@ -50,7 +38,8 @@ CEILINGS = {"original": "the pictures themselves", "vae": "VAE round trip"}
 def evaluate(
     preset: Preset, folders: Mapping[str, Path], seed: int = 0, count: int = 256, runs: str | Path = "runs"
 ) -> Path:
-    """Measures on `count` test scenes, prints a table, writes the record `RECORD` and returns its path.
+    """Measures on `count` test scenes, prints a table, writes the record `RECORD`, beside it the
+    mean training picture (.png), and returns its path.
 
     folders: those of `DetokenizerPipeline.from_artifacts`. The record tells for each scene and in the mean: our
     reconstructions, the baselines, the ceilings. Differences are ours minus baseline, paired by scene.
@@ -58,8 +47,10 @@ def evaluate(
     began = time.perf_counter()
     pipe = DetokenizerPipeline.from_artifacts(**folders)
     targets = held_out(preset, min(count, preset.data.test_scenes))
-    pictures, size = [target.picture for target in targets], (preset.image_size, preset.image_size)
-    training = rendered("train", preset.data.train_scenes, "narrow", size, project_path(runs) / "cache")
+    pictures = [target.picture for target in targets]
+    size, grid = (preset.image_size, preset.image_size), round(preset.vit.n_queries**0.5)
+    drawn = draw_scenes("train", preset.data.train_scenes, "narrow", size, grid, project_path(runs) / "cache")
+    training = drawn.pictures
     mean = training.mean(0).round().astype(np.uint8)
     nearest = nearest_pictures(pipe, pictures, training)
     numbers = {
@@ -87,13 +78,14 @@ def evaluate(
         "tolerance": measure_tolerance(pipe, targets[:RECOMPUTED], numbers["ours"], seed),
         "sweep": guidance_and_steps_sweep(pipe, preset),
         "noise_levels": noise_levels(pipe, targets[:64], seed),
-        "mean_picture": _as_text(mean),
         "versions": {name: version(name) for name in ("torch", "diffusers", "numpy", "pillow")},
         "threads": torch.get_num_threads(),
         "seconds": time.perf_counter() - began,
     }
     print(table(record))
-    return save_record(RECORD, record, runs)
+    path = save_record(RECORD, record, runs)
+    Image.fromarray(mean).save(path.with_suffix(".png"))
+    return path
 
 
 def _redrawn(
@@ -189,14 +181,3 @@ def table(record: Mapping[str, Any]) -> str:
         told = f"{error['mean']:.1f} [{error['low']:.1f}, {error['high']:.1f}]"
         lines.append(f"{name:<57}{told:<20}{iou['mean']:.3f} [{iou['low']:.3f}, {iou['high']:.3f}]")
     return "\n".join(lines)
-
-
-def mean_picture(record: Mapping[str, Any]) -> Image.Image:
-    """The mean training picture of a record."""
-    return Image.open(io.BytesIO(base64.b64decode(record["mean_picture"])))
-
-
-def _as_text(picture: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -5,8 +5,6 @@ channels. Probes are linear maps fitted by least squares on other scenes than th
 one token at a time and is not told which: the de-tokenizer's resampler does not see their order either.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seedx_lite.artifacts import read_manifest
-from seedx_lite.data.rendered import scenes
-from seedx_lite.data.token_truth import COLOUR_CLASSES, KIND_CLASSES, PART_CLASSES, TokenTruth, token_truth
-from seedx_lite.evaluation.records import largest_difference, save_record
+from seedx_lite.data.drawn import COLOUR_CLASSES, KIND_CLASSES, PART_CLASSES, Drawn, draw_scenes, scenes
 from seedx_lite.models.readers import TokenHeads
 from seedx_lite.models.text import load_text_encoders
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
 from seedx_lite.world.brush import SMALL_PARTS
 from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import Scene
+from .records import largest_difference, save_record
 
 CLASSES = {"kind": KIND_CLASSES, "colour": COLOUR_CLASSES, "part": PART_CLASSES}
 FIRST = {"kind": 2, "colour": 1, "part": 1}  # number of the first class that speaks of a thing
@@ -37,22 +34,26 @@ NEAR = 0.05  # of the width: a centre read closer than this counts as found
 
 @dataclass(frozen=True)
 class Sample:
-    """The first K scenes of a split, their pictures uint8 [K, H, W, 3], the truth of each cell, tokens [K, T, D]."""
+    """The first K scenes of a split, drawn, with the truth of each cell, and their tokens [K, T, D]."""
 
     scenes: list[Scene]
-    pictures: np.ndarray
-    truth: TokenTruth
+    truth: Drawn
     tokens: Tensor
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """uint8 [K, H, W, 3]"""
+        return self.truth.pictures
 
 
 @torch.no_grad()
 def embed_split(tower: VisionTransformerWithAttnPool, split: str, count: int) -> Sample:
     """Draws the scenes, of the narrow mix, at the encoder's image size and embeds them."""
     size, grid = (tower.image_size,) * 2, round(tower.config["n_queries"] ** 0.5)
-    pictures, truth = token_truth(split, count, "narrow", size, grid)
-    images = normalise(pictures).to(tower.proj.dtype)
+    truth = draw_scenes(split, count, "narrow", size, grid)
+    images = normalise(truth.pictures).to(tower.proj.dtype)
     tokens = torch.cat([tower(part) for part in images.split(64)]).float()
-    return Sample(scenes(split, count, "narrow", size), pictures, truth, tokens)
+    return Sample(scenes(split, count, "narrow", size), truth, tokens)
 
 
 @torch.no_grad()
@@ -71,7 +72,7 @@ def retrieval(heads: TokenHeads, texts, sample: Sample) -> dict[str, float]:
     return {name: float((said[index.numpy()] == said).mean()) for name, index in best.items()}
 
 
-def reading(read: dict[str, Tensor], truth: TokenTruth) -> dict[str, Any]:
+def reading(read: dict[str, Tensor], truth: Drawn) -> dict[str, Any]:
     """How well the linear readers trained with the encoder name what is under each token.
 
     read: their output [K, T, …]. Shares of right answers: `kind` over all cells, `kind_on_things`, `colour` on things,
@@ -190,6 +191,7 @@ def vit_report(vit_folder: str | Path, as_shipped: bool = False) -> dict[str, An
         read = heads(test.tokens)
     return {
         "preset": about["preset"],
+        "seed": about["seed"],
         "artifacts": {about["stage"]: about["id"]},
         "split": "test",
         "scenes": SCENES,

@@ -5,10 +5,9 @@ pixels where things are seen. `thing_iou`: in the box of each thing, grown by a 
 that thing than like the scene without it, against those where it is; intersection over union, mean over the things.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from PIL import Image
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from seedx_lite.data.rendered import scenes
+from seedx_lite.data.drawn import scenes
 from seedx_lite.models.vit import pool_embeddings
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
@@ -42,7 +41,7 @@ class Target:
     without: np.ndarray
 
     @classmethod
-    def of(cls, scene: Scene) -> Target:
+    def of(cls, scene: Scene) -> Self:
         """Draws the scene, once whole and once without each thing."""
         image, truth = render_truth(scene)
         picture, masks = np.asarray(image), truth.masks

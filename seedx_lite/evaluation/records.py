@@ -1,11 +1,10 @@
 """Stored results, and whether a number computed again agrees with them.
 
-The record of `lite` comes with the project, as data_samples/results/NAME.json; those of other presets are written to
-runs/<preset>/NAME.json. A record is a dict with the `preset` and the `artifacts` (stage → id) that it was measured on,
-its numbers, and a `tolerance`, one or one per metric: by how much they may differ when nothing but arithmetic does.
+The record of `lite` at seed 0 comes with the project, as data_samples/results/NAME.json; others are written to
+runs/<preset>/NAME-seed<seed>.json. A record is a dict with the `preset`, the `seed` and the `artifacts` (stage → id)
+that it was measured on, its numbers, and a `tolerance`, one or one per metric: by how much they may differ when nothing
+but arithmetic does.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -17,9 +16,11 @@ from seedx_lite.artifacts import project_path
 from seedx_lite.data.formats import replacing
 
 
-def record_path(name: str, preset: str, runs: str | Path = "runs") -> Path:
-    """Where the record of a preset is."""
-    return project_path("data_samples/results" if preset == "lite" else Path(runs) / preset) / f"{name}.json"
+def record_path(name: str, preset: str, seed: int = 0, runs: str | Path = "runs") -> Path:
+    """Where the record of a preset and seed is."""
+    if (preset, seed) == ("lite", 0):
+        return project_path(f"data_samples/results/{name}.json")
+    return project_path(Path(runs) / preset / f"{name}-seed{seed}.json")
 
 
 def save_record(name: str, record: Mapping[str, Any], runs: str | Path = "runs") -> Path:
@@ -27,15 +28,15 @@ def save_record(name: str, record: Mapping[str, Any], runs: str | Path = "runs")
     text = json.dumps(_rounded(record), indent=1, ensure_ascii=False)
     innermost = r"[\[{][^\[\]{}]*[\]}]"  # strings in JSON hold no line breaks, so joining lines changes no value
     text = re.sub(innermost, lambda found: re.sub(r"\n *", " ", found[0]), text)
-    path = record_path(name, record["preset"], runs)
+    path = record_path(name, record["preset"], record["seed"], runs)
     with replacing(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
     return path
 
 
-def load_record(name: str, preset: str, runs: str | Path = "runs") -> dict[str, Any] | None:
-    """The stored record, or None when there is none of this preset. Raises ValueError for a damaged file."""
-    path = record_path(name, preset, runs)
+def load_record(name: str, preset: str, seed: int = 0, runs: str | Path = "runs") -> dict[str, Any] | None:
+    """The stored record, or None when there is none of this preset and seed. Raises ValueError for a damaged file."""
+    path = record_path(name, preset, seed, runs)
     if not path.is_file():
         return None
     try:

@@ -1,9 +1,6 @@
 """Means with intervals, and whether two measurements of the same samples agree."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
@@ -21,21 +18,6 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(mean), "low": float(mean - reach), "high": float(mean + reach)}
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """Whether recomputed numbers are those of a record. `differences`: per metric, the mean absolute difference."""
-
-    agrees: bool
-    differences: dict[str, float]
-    tolerance: dict[str, float]
-
-    def __str__(self) -> str:
-        if self.agrees:
-            return "agrees"
-        told = (f"{k} differs by {v:.3g}, tolerance {self.tolerance[k]:.3g}" for k, v in self.differences.items())
-        return f"DISAGREES ({'; '.join(told)})"
-
-
 def mean_differences(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Per metric, the mean absolute difference of numbers of the same samples.
 
@@ -48,12 +30,15 @@ def mean_differences(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[
 
 def agreement(
     stored: Mapping[str, Sequence[float]], recomputed: Mapping[str, Sequence[float]], tolerance: Mapping[str, float]
-) -> Agreement:
-    """Compares recomputed with stored numbers of the same samples, sample by sample.
+) -> str:
+    """Whether recomputed numbers of the same samples are those of a record, sample by sample: "agrees", or "DISAGREES"
+    and by how much.
 
     Sampling in another order of additions, as another machine does, moves single pictures; so the differences are
     averaged. Those of another model do not average out.
     """
     differences = mean_differences(stored, recomputed)
-    agrees = all(difference <= tolerance[key] for key, difference in differences.items())
-    return Agreement(agrees, differences, dict(tolerance))
+    if all(difference <= tolerance[key] for key, difference in differences.items()):
+        return "agrees"
+    told = (f"{key} differs by {value:.3g}, tolerance {tolerance[key]:.3g}" for key, value in differences.items())
+    return f"DISAGREES ({'; '.join(told)})"

@@ -12,11 +12,10 @@ from typing import NamedTuple, Self
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from seedx_lite.models.resamplers import ResamplerXLV2
-from seedx_lite.models.vit import pool_embeddings
-from seedx_lite.models.weights import build, load_tensors, read_folder, save_folder
+from .resamplers import ResamplerXLV2
+from .vit import pool_embeddings
+from .weights import build, load_tensors, read_folder, save_folder
 
 
 class Conditioning(NamedTuple):
@@ -26,13 +25,6 @@ class Conditioning(NamedTuple):
     negative_prompt_embeds: Tensor  # [B, Q, C]
     pooled: Tensor  # [B, P]
     negative_pooled: Tensor  # [B, P]
-
-
-class Prediction(NamedTuple):
-    """Output of the U-Net and, where a target was given, the mean squared distance to it."""
-
-    sample: Tensor  # [B, 4, h, w]
-    loss: Tensor | None  # scalar
 
 
 class SDXLAdapter(nn.Module):
@@ -63,18 +55,15 @@ class SDXLAdapter(nn.Module):
         """Names of the parameters that are trained, sorted."""
         return sorted(name for name, parameter in self.named_parameters() if parameter.requires_grad)
 
-    def forward(
-        self, noisy: Tensor, timesteps: Tensor, image_embeds: Tensor, time_ids: Tensor, target: Tensor | None = None
-    ) -> Prediction:
-        """One step of the U-Net on noisy latents [B, 4, h, w] (with condition image [B, 8, h, w]), at `timesteps`
-        [B] or scalar, int64, given `image_embeds` [B, N, K]; `target` [B, 4, h, w] is what should be predicted.
+    def forward(self, noisy: Tensor, timesteps: Tensor, image_embeds: Tensor, time_ids: Tensor) -> Tensor:
+        """What the U-Net predicts, [B, 4, h, w], for noisy latents [B, 4, h, w] (with condition image [B, 8, h, w]) at
+        `timesteps` [B] or scalar, int64, given `image_embeds` [B, N, K].
 
         time_ids: [B, 6]: original height, width, crop top, left, target height, width, in pixels.
         """
         prompt_embeds, pooled = self.resampler(image_embeds)  # [B, Q, C], [B, P]
         conditions = {"text_embeds": pooled, "time_ids": time_ids}
-        sample = self.unet(noisy, timesteps, prompt_embeds, added_cond_kwargs=conditions).sample
-        return Prediction(sample, None if target is None else F.mse_loss(sample.float(), target.float()))
+        return self.unet(noisy, timesteps, prompt_embeds, added_cond_kwargs=conditions).sample
 
     def get_image_embeds(
         self, zero_tokens: Tensor, image_embeds: Tensor | None = None, image_tokens: Tensor | None = None
@@ -165,7 +154,7 @@ def noise_target(scheduler: SchedulerMixin, latents: Tensor, noise: Tensor, time
 
 
 def denoising_loss(
-    adapter: Callable[..., Prediction],
+    adapter: Callable[..., Tensor],
     latents: Tensor,
     image_embeds: Tensor,
     time_ids: Tensor,
@@ -204,5 +193,5 @@ def denoising_loss(
     if condition is not None:
         noisy = torch.cat([noisy, condition], dim=1)  # [B, 8, h, w]
     target = noise_target(scheduler, latents, noise, timesteps)
-    errors = (adapter(noisy, timesteps, image_embeds, time_ids).sample.float() - target.float()).square()
+    errors = (adapter(noisy, timesteps, image_embeds, time_ids).float() - target.float()).square()
     return errors.mean() if weights is None else (errors * weights).mean()

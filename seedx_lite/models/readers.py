@@ -3,17 +3,14 @@
 Axes: B batch, T tokens, D their width.
 """
 
-from pathlib import Path
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seedx_lite.models.weights import build, load_tensors, read_folder, save_folder
+from .weights import SavedModule
 
 
-class TokenHeads(nn.Module):
+class TokenHeads(SavedModule):
     """One linear map for each question to a token, and a small network that matches whole pictures with captions.
 
     dim: D. cell: side in px of the square of the picture that belongs to a token. text_dims: widths of the text
@@ -37,15 +34,3 @@ class TokenHeads(nn.Module):
         """tokens [B, T, D] → unit vectors to compare with those of the first and the second text encoder."""
         both = self.image_projection(tokens).mean(dim=1)
         return tuple(F.normalize(part, dim=-1) for part in both.split(self.config["text_dims"], dim=-1))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `config.json` and `model.safetensors`."""
-        save_folder(folder, type(self).__name__, self.config, self.state_dict(), torch.float32)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Reads what `save_pretrained` wrote (`heads/` in the ViT's artifact): float32, eval mode."""
-        config, tensors = read_folder(folder, cls.__name__)
-        heads = build(cls, config, folder)
-        load_tensors(heads, tensors, folder)
-        return heads.eval()

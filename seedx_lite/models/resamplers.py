@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seedx_lite.models.weights import arguments
+from .weights import SavedModule, arguments
 
 
 def sincos_table(grid_size: int, dim: int) -> Tensor:
@@ -117,7 +117,7 @@ class AttentionPool(nn.Module):
         return self.c_proj(pooled[:, 0])
 
 
-class ResamplerXLV2(nn.Module):
+class ResamplerXLV2(SavedModule):
     """Visual embeddings [B, L, K] to what SDXL's U-Net reads: Q tokens and one pooled vector.
 
     Paper §3.1; official `src/models/detokenizer/resampler.py`. It adds no positions to the incoming tokens:

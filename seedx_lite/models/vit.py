@@ -6,8 +6,6 @@ Axes: B batch, S image side in pixels, L grid tokens, W width, H heads, T querie
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -15,8 +13,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seedx_lite.models.resamplers import Resampler, resize_table
-from seedx_lite.models.weights import arguments, build, load_tensors, read_folder, save_folder
+from .resamplers import Resampler, resize_table
+from .weights import SavedModule, arguments
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -84,7 +82,7 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
-class VisionTransformerWithAttnPool(nn.Module):
+class VisionTransformerWithAttnPool(SavedModule):
     """Images [B, 3, S, S] → visual embeddings [B, T, D].
 
     Official `src/models/tokenizer/qwen_visual.py`; the parameter names are those of `qwen_vit_G.pt`.
@@ -149,16 +147,3 @@ class VisionTransformerWithAttnPool(nn.Module):
     def zero_embeddings(self) -> Tensor:
         """Embeddings [1, T, D] of the zero picture (zeros after normalisation): unconditional in guidance."""
         return self(self.proj.new_zeros(1, 3, self.image_size, self.image_size))
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write `config.json` and `model.safetensors` (in `dtype`) to `folder`."""
-        save_folder(Path(folder), type(self).__name__, self.config, self.state_dict(), dtype)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read a folder of `save_pretrained`: float32, eval mode. Raises FileNotFoundError or ValueError."""
-        folder = Path(folder)
-        config, tensors = read_folder(folder, cls.__name__)
-        model = build(cls, config, folder)
-        load_tensors(model, tensors, folder)
-        return model.eval()

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -65,3 +65,25 @@ def load_tensors(
         remedy = "Load it with the configuration and base model it was trained with, or train this stage again."
         raise ValueError(f"{source} does not fit {type(module).__name__}. Keys {'; '.join(lists)}. {remedy}")
     module.load_state_dict(tensors, strict=False)
+
+
+class SavedModule(nn.Module):
+    """A module that can be written to a folder and read from it; `config` holds the arguments of its constructor."""
+
+    config: dict[str, Any]
+    device = property(lambda self: next(self.parameters()).device)  # as pipelines ask for them
+    dtype = property(lambda self: next(self.parameters()).dtype)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write `config.json` and `model.safetensors` (in `dtype`) to `folder`."""
+        save_folder(Path(folder), type(self).__name__, self.config, self.state_dict(), dtype)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read a folder of `save_pretrained`: float32, eval mode. Raises FileNotFoundError or ValueError that names the
+        file, the keys and what to do."""
+        folder = Path(folder)
+        config, tensors = read_folder(folder, cls.__name__)
+        module = build(cls, config, folder)
+        load_tensors(module, tensors, folder)
+        return module.eval()

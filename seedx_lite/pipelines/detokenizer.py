@@ -4,8 +4,6 @@ Axes: B pictures, T tokens of the vision encoder, N pooled visual embeddings, D 
 width.
 """
 
-from __future__ import annotations
-
 import inspect
 import json
 from pathlib import Path
@@ -16,12 +14,12 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from seedx_lite.models.detokenizer import Conditioning, SDXLAdapter, sdxl_time_ids
 from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool
-from seedx_lite.models.weights import build, load_tensors, read_folder, save_folder
+from seedx_lite.models.weights import SavedModule
 
 
 class DetokenizerPipeline(DiffusionPipeline):
@@ -75,10 +73,7 @@ class DetokenizerPipeline(DiffusionPipeline):
         """Write all parts to `save_directory`, one folder each; `kwargs` go to those of diffusers."""
         folder = Path(save_directory)
         for name, part in self.components.items():
-            if isinstance(part, ResamplerXLV2):
-                save_folder(folder / name, "ResamplerXLV2", part.config, part.state_dict(), torch.float32)
-            else:
-                part.save_pretrained(folder / name, **({} if name == "vit" else kwargs))
+            part.save_pretrained(folder / name, **({} if isinstance(part, SavedModule) else kwargs))
         self.save_config(folder)
 
     @classmethod
@@ -91,36 +86,15 @@ class DetokenizerPipeline(DiffusionPipeline):
         settings = json.loads(index.read_text())
         if settings.get("_class_name") != cls.__name__:
             raise ValueError(f"{index} is of a {settings.get('_class_name')}, expected {cls.__name__}")
-        part = folder / "resampler"
-        config, tensors = read_folder(part, "ResamplerXLV2")
-        resampler = build(ResamplerXLV2, config, part)
-        load_tensors(resampler, tensors, part)
         return cls(
             VisionTransformerWithAttnPool.from_pretrained(folder / "vit").to(torch_dtype),
             AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch_dtype),
             UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch_dtype),
-            resampler.eval().to(torch_dtype),
+            ResamplerXLV2.from_pretrained(folder / "resampler").to(torch_dtype),
             _read_scheduler(folder),
             vit_down=settings["vit_down"],
             official=settings["official"],
         )
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move all parts, as `torch.nn.Module.to` does."""
-        for part in self.components.values():
-            if isinstance(part, nn.Module):
-                part.to(*args, **kwargs)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        """Where the U-Net is."""
-        return self.unet.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In what the U-Net computes."""
-        return self.unet.dtype
 
     @property
     def image_size(self) -> int:

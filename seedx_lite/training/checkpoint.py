@@ -1,7 +1,5 @@
 """A training run on disk: one file, replaced in one move, from which a run goes on bit by bit."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import dataclass

@@ -4,24 +4,21 @@ Stage 1: the resampler, and the keys and values of the text-to-image U-Net, lear
 where text used to be.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from seedx_lite.artifacts import ensure
-from seedx_lite.data.token_truth import EMPHASIS
+from seedx_lite.data.drawn import EMPHASIS
 from seedx_lite.models.detokenizer import SDXLAdapter, denoising_loss, sdxl_time_ids
 from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
 from seedx_lite.presets import Preset
-from seedx_lite.training.foundations import encode_pictures, sdxl, training_pictures
-from seedx_lite.training.loop import train
-from seedx_lite.training.vit import vit
+from .foundations import encode_pictures, sdxl, training_scenes
+from .loop import train
+from .vit import vit
 
 
 @torch.no_grad()
@@ -68,9 +65,8 @@ def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Pat
         scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
         autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32).eval()
         tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
-        pictures, weights = training_pictures(preset, "narrow")
+        pictures, weights = training_scenes(preset, "narrow", runs)
         latents = encode_pictures(autoencoder, pictures) * autoencoder.config.scaling_factor
-        weights = F.adaptive_avg_pool2d(weights, latents.shape[-2:])  # [K, 1, h, w]
         embeddings = embed_pictures(tower, pictures, n)
         with torch.no_grad():
             zero = pool_embeddings(tower.zero_embeddings(), n)  # [1, N, D]
@@ -101,13 +97,5 @@ def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Pat
         "emphasis": EMPHASIS,
         "scenes": preset.data.train_scenes,
     }
-    return ensure(
-        "detokenizer-stage1",
-        build,
-        preset=preset.name,
-        seed=seed,
-        config=recipe,
-        upstream=[vit_folder, sdxl_folder],
-        retrain=retrain,
-        runs=runs,
-    )
+    about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": [vit_folder, sdxl_folder]}
+    return ensure("detokenizer-stage1", build, **about, retrain=retrain, runs=runs)

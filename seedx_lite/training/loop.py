@@ -8,8 +8,6 @@ All randomness is a function of (seed, step, rank). So no loader or generator st
 forget: 2k steps give the very weights that k steps, a kill and a resume give.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -33,7 +31,7 @@ from tqdm.auto import tqdm
 
 from seedx_lite.artifacts import CHECKPOINT, processes
 from seedx_lite.presets import TrainConfig
-from seedx_lite.training.checkpoint import Checkpoint
+from .checkpoint import Checkpoint
 
 MEDIAN_WINDOW = 100  # losses over which the running median is taken
 MEDIAN_MINIMUM = 20  # fewer losses than this are no basis for calling one a spike
@@ -67,11 +65,6 @@ class TrainingRecord:
         """Writes the record as JSON, on the main process only: the seconds of the others differ."""
         if processes().is_main_process:
             Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> TrainingRecord:
-        """Reads what `save` wrote."""
-        return cls(**json.loads(Path(path).read_text()))
 
 
 def train(
@@ -221,7 +214,8 @@ def _accelerator(wanted: str) -> tuple[Accelerator, str, str]:
         capable = torch.cuda.is_bf16_supported(including_emulation=False)
         why = f"{torch.cuda.get_device_name(device)} {'computes' if capable else 'does not compute'} in bf16"
     elif device.type == "cpu":
-        units = sorted(unit for unit, there in torch.cpu.get_capabilities().items() if "bf16" in unit and there)
+        known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        units = sorted(unit for unit, there in known.items() if "bf16" in unit and there)
         capable = bool(units)
         why = f"the CPU has {', '.join(units) or 'no bf16 unit, so that bf16 would be slower'}"
     else:

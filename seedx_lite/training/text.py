@@ -1,7 +1,5 @@
 """What text-to-image training needs of language: new text encoders, and captions by the thousand."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -5,8 +5,6 @@ objectives share each picture: match its caption (with places) among those of th
 pose under each token, and the box of the thing there; and recall the token's own place and pixels.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,23 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seedx_lite.artifacts import ensure
-from seedx_lite.data.token_truth import (
-    COLOUR_CLASSES,
-    EMPHASIS,
-    KIND_CLASSES,
-    PART_CLASSES,
-    POSE_CLASSES,
-    thing_weights,
-    token_truth,
-)
+from seedx_lite.artifacts import ensure, project_path
+from seedx_lite.data import drawn
 from seedx_lite.models.readers import TokenHeads
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise
 from seedx_lite.presets import Preset
-from seedx_lite.training.loop import train
-from seedx_lite.training.text import FOLDERS, CaptionSource, new_text_encoders
+from .loop import train
+from .text import FOLDERS, CaptionSource, new_text_encoders
 
-CLASSES = {"kind": KIND_CLASSES, "colour": COLOUR_CLASSES, "part": PART_CLASSES, "pose": POSE_CLASSES}
+CLASSES = {name: getattr(drawn, f"{name.upper()}_CLASSES") for name in ("kind", "colour", "part", "pose")}
 CAPTIONS = {"full": 0.5, "partial": 0.2, "grounded": 0.3}  # shares of the kinds
 
 
@@ -70,7 +60,7 @@ def start_local(tower: VisionTransformerWithAttnPool) -> None:
 
 def dense_losses(read: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Losses of the token readers; colour, pose and box count only where there is something to read."""
-    losses, emphasis = {}, thing_weights(batch["kind"].float())  # [B, T]
+    losses, emphasis = {}, drawn.thing_weights(batch["kind"].float())  # [B, T]
     for name in CLASSES:
         scores, truth = read[name].flatten(0, 1).float(), batch[name].flatten().long()
         told = {"colour": truth > 0, "pose": batch["pose"].flatten() > 0}.get(name, emphasis.flatten())
@@ -94,7 +84,8 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
     cell = size // grid
 
     def build_vit(folder: Path) -> None:
-        pictures, truth = token_truth("train", preset.data.train_scenes, "broad", (size, size), grid)
+        cache = project_path(runs) / "cache"
+        truth = drawn.draw_scenes("train", preset.data.train_scenes, "broad", (size, size), grid, cache)
         torch.manual_seed(seed)
         tokenizer, first, second = new_text_encoders(preset)
         tower = VisionTransformerWithAttnPool(**asdict(preset.vit))
@@ -106,11 +97,11 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
             first,
             second,
         )
-        captions = CaptionSource(tokenizer, "train", len(pictures), "broad", (size, size), CAPTIONS)
+        captions = CaptionSource(tokenizer, "train", len(truth.pictures), "broad", (size, size), CAPTIONS)
 
         def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            chosen = torch.randint(len(pictures), (config.batch_size,), generator=generator).numpy()
-            images = normalise(pictures[chosen])
+            chosen = torch.randint(len(truth.pictures), (config.batch_size,), generator=generator).numpy()
+            images = normalise(truth.pictures[chosen])
             cells = images.unfold(2, cell, cell).unfold(3, cell, cell)  # [B, 3, grid, grid, cell, cell]
             batch = {name: torch.from_numpy(getattr(truth, name)[chosen]) for name in (*CLASSES, "box")}
             pixels = cells.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # [B, T, 3·cell²]
@@ -133,5 +124,5 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
 
     texts = {"text_encoder": asdict(preset.text_encoder), "text_encoder_2": asdict(preset.text_encoder_2)}
     recipe = {"vit": asdict(preset.vit), **texts, "training": config.recipe, "image_size": size}
-    recipe |= {"captions": CAPTIONS, "emphasis": EMPHASIS, "scenes": preset.data.train_scenes}
+    recipe |= {"captions": CAPTIONS, "emphasis": drawn.EMPHASIS, "scenes": preset.data.train_scenes}
     return ensure("vit", build_vit, preset=preset.name, seed=seed, config=recipe, retrain=retrain, runs=runs)

@@ -4,8 +4,6 @@ Pictures are PIL images or uint8 arrays [H, W, 3]. Token values come row by row 
 tensors: T = grid².
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What every notebook starts with and ends with: quiet libraries, the machine in one line, exercises that answer."""
 
-from __future__ import annotations
-
 import io
 import os
 import platform

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from seedx_lite.evaluation import detokenizer as module
-from seedx_lite.evaluation.detokenizer import RECORD, estimated_latents, evaluate, mean_picture
+from seedx_lite.evaluation.detokenizer import RECORD, estimated_latents, evaluate
 from seedx_lite.evaluation.records import load_record
 from seedx_lite.models.detokenizer import SDXLAdapter
 from seedx_lite.presets import load_preset
@@ -31,7 +32,7 @@ def test_record(folders, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "STEPS", 2)
     preset = load_preset("smoke", ["data.validation_scenes=2", "data.test_scenes=4", "data.train_scenes=6"])
     path = evaluate(preset, folders, runs=tmp_path)
-    record = load_record(RECORD, "smoke", tmp_path)
+    record = load_record(RECORD, "smoke", runs=tmp_path)
     assert path.is_relative_to(tmp_path) and record == json.loads(path.read_text())
     numbers = record["numbers"]
     assert path.read_text().count("\n") < 200, "the numbers of all scenes in one line"
@@ -43,12 +44,12 @@ def test_record(folders, tmp_path, monkeypatch, capsys):
     assert record["tolerance"]["repeats"]["threads 1"]["thing_iou"] < 0.01, "the same weights, the same numbers"
     assert {(row["steps"], row["guidance"]) for row in record["sweep"]} >= {(2, 1.0), (50, 2.0)}
     assert [row["time"] for row in record["noise_levels"]] == [100, 300, 500, 700, 900]
-    assert mean_picture(record).size == (32, 32)
+    assert Image.open(path.with_suffix(".png")).size == (32, 32)
     assert "4 held-out scenes" in capsys.readouterr().out
     path.write_text("{")
-    with pytest.raises(ValueError, match=r"detokenizer_stage1\.json is damaged"):
-        load_record(RECORD, "smoke", tmp_path)
-    assert load_record(RECORD, "gpu", tmp_path) is None
+    with pytest.raises(ValueError, match=r"detokenizer_stage1-seed0\.json is damaged"):
+        load_record(RECORD, "smoke", runs=tmp_path)
+    assert load_record(RECORD, "smoke", 1, tmp_path) is None
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seedx_lite.artifacts import SHIPPED, project_path
-from seedx_lite.data.token_truth import token_truth
+from seedx_lite.data.drawn import draw_scenes
 from seedx_lite.evaluation import features
 from seedx_lite.evaluation.records import load_record, numbers, record_path, save_record, verdict
 from seedx_lite.models.readers import TokenHeads
@@ -19,13 +19,13 @@ GRID, CELLS = 16, 256
 def drawn():
     """Scenes of two splits with their truth: 24 to fit on, 12 to measure on."""
     counts = {"validation": 24, "test": 12}
-    return {split: token_truth(split, count, "narrow", (64, 64), GRID, 1) for split, count in counts.items()}
+    return {split: draw_scenes(split, count) for split, count in counts.items()}
 
 
 def sample(drawn, split, tokens_of):
-    pictures, truth = drawn[split]
+    truth = drawn[split]
     tokens = torch.tensor(tokens_of(truth), dtype=torch.float32)
-    return features.Sample([sample_scene(i, split) for i in range(len(pictures))], pictures, truth, tokens)
+    return features.Sample([sample_scene(i, split) for i in range(len(tokens))], truth, tokens)
 
 
 def telling(truth):
@@ -71,8 +71,8 @@ def test_centres_of_tokens_on_two_things():
     """Bug: a pooled token over two things is asked for the mean of their centres."""
     kind, box = np.zeros((1, 4), dtype=np.uint8), np.zeros((1, 4, 4), dtype=np.float32)
     kind[0, 1:], box[0, 1], box[0, 2:] = 2, (0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.3, 0.4)
-    truth = features.TokenTruth(kind, kind, kind, kind, box)
-    one = features.Sample([], np.zeros((1, 4, 4, 3)), truth, torch.zeros(1, 4, 3))
+    truth = features.Drawn(np.zeros((1, 4, 4, 3)), kind, kind, kind, kind, box)
+    one = features.Sample([], truth, torch.zeros(1, 4, 3))
     alone, centres = features._centres(one, 2)
     assert alone.tolist() == [True, True]
     assert np.allclose(centres, [(0.1, 0.2), (0.5, 0.6)])
@@ -94,11 +94,11 @@ def test_nearest_ignores_what_all_share():
 
 def test_record_and_verdict(tmp_path):
     """Bugs: a wrong checkpoint that agrees; a machine's last digits in compared output."""
-    record = {"preset": "tiny", "scenes": 3, "tolerance": 0.01, "reading": {"kind": 0.912345}}
+    record = {"preset": "tiny", "seed": 0, "scenes": 3, "tolerance": 0.01, "reading": {"kind": 0.912345}}
     path = save_record("vit", record, tmp_path)
-    assert path == record_path("vit", "tiny", tmp_path)
-    stored = load_record("vit", "tiny", tmp_path)
-    assert load_record("vit", "other", tmp_path) is None
+    assert path == record_path("vit", "tiny", runs=tmp_path)
+    stored = load_record("vit", "tiny", runs=tmp_path)
+    assert load_record("vit", "tiny", 1, tmp_path) is None
     assert numbers(stored) == {"tolerance": 0.01, "reading.kind": 0.9123}
     lines = {verdict(stored, {"reading": {"kind": value}}, "reading.kind") for value in (0.91, 0.915, 0.9123)}
     assert lines == {"0.9123 computed again: agrees, ± 0.01"}
@@ -106,8 +106,8 @@ def test_record_and_verdict(tmp_path):
     assert "0.930, no stored record" in verdict(None, {"reading": {"kind": 0.93}}, "reading.kind")
     for damaged in ('{"preset": "tiny"', '{"preset": "tiny"}', '{"tolerance": "x"}'):
         path.write_text(damaged)
-        with pytest.raises(ValueError, match=r"vit\.json is damaged"):
-            load_record("vit", "tiny", tmp_path)
+        with pytest.raises(ValueError, match=r"vit-seed0\.json is damaged"):
+            load_record("vit", "tiny", runs=tmp_path)
 
 
 def test_shipped_vit_has_the_recorded_numbers():

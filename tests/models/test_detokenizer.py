@@ -51,7 +51,7 @@ def predict(adapter, batch, channels=4):
     torch.manual_seed(1)
     noisy = torch.randn(4, channels, 8, 8)
     with torch.no_grad():
-        return adapter(noisy, torch.arange(4), batch["image_embeds"], batch["time_ids"]).sample
+        return adapter(noisy, torch.arange(4), batch["image_embeds"], batch["time_ids"])
 
 
 def test_widening_keeps_the_function(batch):
@@ -62,7 +62,7 @@ def test_widening_keeps_the_function(batch):
     torch.manual_seed(1)
     noisy = torch.cat([torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8)], dim=1)
     with torch.no_grad():
-        after = adapter(noisy, torch.arange(4), batch["image_embeds"], batch["time_ids"]).sample
+        after = adapter(noisy, torch.arange(4), batch["image_embeds"], batch["time_ids"])
     assert torch.allclose(before, after, atol=1e-6)
     assert adapter.unet.config.in_channels == 8
 

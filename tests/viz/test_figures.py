@@ -1,6 +1,7 @@
 """Figures have the panels that they should, and colours that do not depend on chance."""
 
 import io
+import runpy
 
 import matplotlib
 
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seedx_lite.artifacts import project_path
 from seedx_lite.viz import figures
 from seedx_lite.viz.notebook import exercise, small_png
-from seedx_lite.viz.overview import save_overview
 from seedx_lite.world.brush import PARTS
 from seedx_lite.world.scene import COLOURS, KINDS
 
@@ -102,8 +103,9 @@ def test_training_curves():
 
 
 def test_overview(tmp_path):
-    """Bugs: a picture too large for the README; one that leaves the style of the caller changed for worse."""
-    path = save_overview(tmp_path / "figures" / "overview.png")
+    """Bugs: a drawing that no longer fits the package; a picture too large for the README."""
+    script = runpy.run_path(str(project_path("data_samples/figures/overview.py")))
+    path = script["save_overview"](tmp_path / "overview.png")
     with Image.open(path) as image:
         assert image.width > 1500 and path.stat().st_size < 200_000
 

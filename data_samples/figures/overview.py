@@ -1,17 +1,24 @@
-"""The one picture of the whole system, for the README and the first notebook."""
+"""The one picture of the whole system, for the README and the first notebook.
 
-from __future__ import annotations
+python data_samples/figures/overview.py      draws the example with the artifacts of `lite`, writes overview.png
+"""
 
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.presets import load_preset
+from seedx_lite.training.detokenizer import stage1
+from seedx_lite.training.foundations import sdxl
+from seedx_lite.training.vit import vit
 from seedx_lite.viz.figures import ACCENT, INK, MUTED, use_house_style
 from seedx_lite.world.draw import render
 from seedx_lite.world.scene import Scene, Style, Thing
@@ -61,7 +68,6 @@ def save_overview(path: str | Path, drawn: Any = None) -> Path:
     """Writes `overview(drawn)` as a PNG of 256 colours, about 30 kB; returns the path."""
     use_house_style()
     figure, path = overview(drawn), Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=144, bbox_inches=None)
     plt.close(figure)
     Image.open(path).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -129,3 +135,10 @@ def _brace(axes: Axes, left: float, right: float, title: str, note: str | None) 
     axes.text(left, y + 0.1, title, ha="left", va="bottom", fontsize=10, fontweight="bold", color=INK)
     if note:
         axes.text(right, y + 0.1, note, ha="right", va="bottom", fontsize=8, color=MUTED)
+
+
+if __name__ == "__main__":
+    preset = load_preset("lite")
+    pipe = DetokenizerPipeline.from_artifacts(vit(preset), sdxl(preset), stage1(preset))
+    reconstruction = pipe(render(EXAMPLE), generator=torch.Generator().manual_seed(0)).images[0]
+    print(save_overview(Path(__file__).with_suffix(".png"), reconstruction))

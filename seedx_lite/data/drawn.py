@@ -1,0 +1,159 @@
+"""Drawn scenes as arrays, with what each cell of a grid shows: drawn once, kept in a cache, mapped from there.
+
+The grid is that of the visual embeddings; the ViT's dense objective and the weights of all losses come from it.
+"""
+
+import hashlib
+import multiprocessing
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from seedx_lite import world
+from seedx_lite.world.brush import PARTS
+from seedx_lite.world.draw import render_truth
+from seedx_lite.world.scene import COLOURS, KINDS, POSES, Scene, sample_scene
+
+KIND_CLASSES = ("sky", "ground", *KINDS)
+COLOUR_CLASSES = ("none", *COLOURS)
+PART_CLASSES = ("none", *PARTS)
+POSE_CLASSES = ("none", *POSES)
+EMPHASIS = 4.0  # how much more a thing counts than background, see `thing_weights`
+PROCESSES, CHUNK = 2, 64  # chunk: scenes handed to a process at a time
+WORDS = ("language.py", "questions.py", "edits.py")  # of the world, but not of how it looks
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """K scenes, T = grid² cells, row by row.
+
+    pictures: uint8 [K, H, W, 3]. kind, colour, part, pose: uint8 [K, T], indices into the `…_CLASSES`. box: float32
+    [K, T, 4], centre x and y, width and height of the thing in the cell as fractions of the picture; zeros where there
+    is none.
+    """
+
+    pictures: np.ndarray
+    kind: np.ndarray
+    colour: np.ndarray
+    part: np.ndarray
+    pose: np.ndarray
+    box: np.ndarray
+
+
+def scenes(split: str, count: int, mix: str = "narrow", size: tuple[int, int] = (64, 64)) -> list[Scene]:
+    """The first `count` scenes of a split; `size` is (width, height) in px."""
+    return [sample_scene(index, split, mix, size) for index in range(count)]
+
+
+def draw_scenes(
+    split: str,
+    count: int,
+    mix: str = "narrow",
+    size: tuple[int, int] = (64, 64),
+    grid: int = 16,
+    cache: str | Path | None = None,
+) -> Drawn:
+    """Draws `scenes(split, count, mix, size)`; with a `cache`, maps them read-only from a folder in it, which appears
+    whole or not at all; changed drawing code makes a new one in place of it. Raises ValueError for `count` < 1, sides
+    that are not multiples of the grid, and what `sample_scene` refuses."""
+    if count < 1:
+        raise ValueError(f"draw_scenes: count of at least 1 expected, got {count}")
+    if size[0] % grid or size[1] % grid:
+        raise ValueError(f"draw_scenes: sides that are multiples of the grid {grid} expected, got {size}")
+    name = f"{split}-{mix}-{size[0]}x{size[1]}-{grid}-{count}"
+    if cache is None:
+        with tempfile.TemporaryDirectory() as folder:
+            _draw_into(Path(folder), name, range(count), split, mix, size, grid)
+            return _load(Path(folder), mapped=False)
+    folder = Path(cache) / f"{name}-{_drawing_code()}"
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as draft:
+            _draw_into(Path(draft), name, range(count), split, mix, size, grid)
+            with suppress(OSError):  # another process was first
+                Path(draft).rename(folder)
+        for old in folder.parent.glob(f"{name}-*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+    return _load(folder, mapped=True)
+
+
+def thing_weights(kind, emphasis: float = EMPHASIS):
+    """Weights of cells with the mean 1, from their `kind` (array or tensor): things count `emphasis` times as much.
+
+    Sky and ground fill most of a picture and are soon learned; without weights they drown what is left to learn.
+    """
+    weights = 1 + (emphasis - 1) * (kind >= 2)
+    return weights / weights.mean()
+
+
+def _load(folder: Path, mapped: bool) -> Drawn:
+    mode = "r" if mapped else None
+    return Drawn(**{field.name: np.load(folder / f"{field.name}.npy", mmap_mode=mode) for field in fields(Drawn)})
+
+
+def _draw_into(folder: Path, name: str, indices: range, split: str, mix: str, size: tuple[int, int], grid: int) -> None:
+    """Writes one .npy file for each field of `Drawn`."""
+    from tqdm.auto import tqdm
+
+    chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
+    draw = partial(_draw_chunk, split=split, mix=mix, size=size, grid=grid)
+    # A fork needs no guard around the caller's main module; elsewhere than on Linux it is not safe.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    bar = tqdm(total=len(indices), desc=f"drawing {name}", unit=" scenes", disable=len(indices) < 500)
+    arrays: dict[str, np.ndarray] = {}
+    with ProcessPoolExecutor(PROCESSES, context) as pool, bar:
+        for chunk, drawn in zip(chunks, map(draw, chunks) if len(chunks) == 1 else pool.map(draw, chunks), strict=True):
+            for field, part in vars(drawn).items():
+                if field not in arrays:
+                    shape = (len(indices), *part.shape[1:])
+                    arrays[field] = np.lib.format.open_memmap(folder / f"{field}.npy", "w+", part.dtype, shape)
+                arrays[field][chunk.start : chunk.stop] = part
+            bar.update(len(chunk))
+
+
+def _draw_chunk(indices: range, split: str, mix: str, size: tuple[int, int], grid: int) -> Drawn:
+    rows = [_draw_one(sample_scene(index, split, mix, size), grid) for index in indices]
+    return Drawn(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _draw_one(scene: Scene, grid: int) -> tuple[np.ndarray, ...]:
+    """The fields of `Drawn` for one scene."""
+    picture, truth = render_truth(scene)
+    count, cell = len(scene.things), (picture.height // grid, picture.width // grid)
+
+    def shares(masks: np.ndarray) -> np.ndarray:
+        """bool [K, H, W] → covered share of each cell, [K, T]"""
+        return masks.reshape(len(masks), grid, cell[0], grid, cell[1]).mean((2, 4)).reshape(len(masks), grid * grid)
+
+    covered = shares(truth.masks)  # [things, T]
+    owner = np.where(covered.sum(0) >= 0.4, covered.argmax(0), -1)
+    rows = (np.arange(grid * grid) // grid + 0.5) / grid
+    kind = np.where(rows < scene.horizon, 0, 1)
+    colour, pose = np.zeros_like(kind), np.zeros_like(kind)
+    box = np.zeros((grid * grid, 4), dtype=np.float32)
+    for number in range(count):
+        thing, here = scene.things[number], owner == number
+        left, top, right, bottom = scene.box(thing)
+        kind[here] = 2 + KINDS.index(thing.kind)
+        colour[here] = 1 + COLOURS.index(thing.colour)
+        pose[here] = 1 + POSES.index(thing.pose) if thing.pose else 0
+        box[here] = ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+    parts = shares(truth.parts)
+    part = np.where(parts.max(0) >= 0.3, 1 + parts.argmax(0), 0)
+    return (np.asarray(picture), *(a.astype(np.uint8) for a in (kind, colour, part, pose)), box)
+
+
+def _drawing_code() -> str:
+    """A hash of everything that decides how a scene looks."""
+    files = sorted(Path(world.__file__).parent.glob("*.py"))
+    code = b"".join(file.read_bytes() for file in files if file.name not in WORDS)
+    return hashlib.sha256(code + f"{PIL.__version__} {np.__version__}".encode()).hexdigest()[:12]
