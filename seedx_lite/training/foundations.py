@@ -3,8 +3,6 @@
 The other foundation, the ViT with the text encoders, is in `vit.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seedx_lite.artifacts import ensure
-from seedx_lite.data.token_truth import EMPHASIS, thing_weights, token_truth
+from seedx_lite.artifacts import ensure, project_path
+from seedx_lite.data.drawn import EMPHASIS, draw_scenes, thing_weights
 from seedx_lite.models.detokenizer import noise_target, sdxl_time_ids
 from seedx_lite.models.text import encode_text, load_text_encoders
 from seedx_lite.presets import Preset
-from seedx_lite.training.loop import train
-from seedx_lite.training.text import CaptionSource
-from seedx_lite.training.vit import vit
+from .loop import train
+from .text import CaptionSource
+from .vit import vit
 
 SCHEDULER = {  # SDXL's noise schedule; v = α·noise - σ·picture is learned faster here than the noise alone
     "beta_start": 0.00085,
@@ -34,6 +32,7 @@ SCHEDULER = {  # SDXL's noise schedule; v = α·noise - σ·picture is learned f
 }
 
 
+PLACES = 0.1  # weight of the places that are read from the queries of the cross-attention
 CAPTIONS = {"full": 0.4, "partial": 0.1, "one_thing": 0.1, "grounded": 0.4}  # shares of the kinds
 
 
@@ -42,11 +41,13 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def training_pictures(preset: Preset, mix: str) -> tuple[np.ndarray, Tensor]:
-    """Pictures of all training scenes, uint8 [K, H, W, 3], and how much their cells count in a loss, [K, 1, g, g]."""
-    grid = round(preset.vit.n_queries**0.5)
-    pictures, truth = token_truth("train", preset.data.train_scenes, mix, (preset.image_size,) * 2, grid)
-    return pictures, thing_weights(torch.from_numpy(truth.kind).float()).unflatten(1, (1, grid, grid))
+def training_scenes(preset: Preset, mix: str, runs: str | Path) -> tuple[np.ndarray, Tensor]:
+    """Pictures of all training scenes, uint8 [K, H, W, 3], and how much each place of a latent counts in a loss,
+    [K, 1, h, w], with the mean 1: things more than background."""
+    grid, size, latent = round(preset.vit.n_queries**0.5), preset.image_size, preset.unet.sample_size
+    drawn = draw_scenes("train", preset.data.train_scenes, mix, (size, size), grid, project_path(runs) / "cache")
+    weights = thing_weights(torch.tensor(drawn.kind).float()).unflatten(1, (1, grid, grid))
+    return drawn.pictures, F.adaptive_avg_pool2d(weights, latent)
 
 
 def train_vae(preset: Preset, seed: int, folder: Path, pictures: np.ndarray, weights: Tensor):
@@ -54,7 +55,7 @@ def train_vae(preset: Preset, seed: int, folder: Path, pictures: np.ndarray, wei
 
     Loss: absolute error, that of horizontal and vertical differences (edges), both with things emphasised, and a faint
     pull of the latents to a unit Gaussian. The scaling factor makes the latents' deviation 1.
-    pictures, weights: see `training_pictures`.
+    pictures, weights: see `training_scenes`.
     """
     from diffusers import AutoencoderKL
 
@@ -98,17 +99,38 @@ def encode_pictures(model, pictures: np.ndarray, batch: int = 64) -> Tensor:
 
 
 class _TextToImage(nn.Module):
-    """U-Net and text encoders. The first encoder goes on learning here, the second stays with the ViT."""
+    """U-Net and text encoders. The first encoder goes on learning here, the second stays with the ViT.
+
+    A linear map beside each cross-attention reads from every query where its cell is. SDXL knows where its cells
+    are; a U-Net trained for an hour barely does, and then no key could ever be addressed to a place.
+    """
 
     def __init__(self, unet: nn.Module, first: nn.Module, second: nn.Module):
         super().__init__()
         self.unet, self.first, self.second = unet, first, second.requires_grad_(False)
+        asking = [module for name, module in unet.named_modules() if name.endswith("attn2.to_q")]
+        self.readers = nn.ModuleList(nn.Linear(layer.out_features, 2) for layer in asking)
+        self._places: list[Tensor] = []  # of the latest step: read from the queries of each layer, [B, g·g, 2]
+        for layer, reader in zip(asking, self.readers, strict=True):
+            layer.register_forward_hook(lambda _, __, queries, reader=reader: self._places.append(reader(queries)))
 
-    def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor, kept: Tensor, time_ids: Tensor) -> Tensor:
-        """kept [B]: 0 where the caption is dropped, to zeros, as the pipeline makes its unconditional input."""
+    def forward(
+        self, noisy: Tensor, times: Tensor, tokens: Tensor, kept: Tensor, time_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Prediction [B, 4, h, w], and mean squared error of the places read, in units of half a side.
+
+        kept [B]: 0 where the caption is dropped, to zeros, as the pipeline makes its unconditional input.
+        """
         context, pooled = encode_text((self.first, self.second), tokens)
         extra = {"text_embeds": pooled * kept[:, None], "time_ids": time_ids.expand(len(noisy), -1)}
-        return self.unet(noisy, times, context * kept[:, None, None], added_cond_kwargs=extra).sample
+        self._places.clear()
+        sample = self.unet(noisy, times, context * kept[:, None, None], added_cond_kwargs=extra).sample
+        errors = []
+        for read in self._places:
+            axis = torch.linspace(-1, 1, round(read.shape[1] ** 0.5), device=read.device)
+            places = torch.cartesian_prod(axis, axis)  # [g·g, 2]: row, column
+            errors.append((read.float() - places).square().mean())
+        return sample, torch.stack(errors).mean()
 
 
 def train_unet(
@@ -125,7 +147,6 @@ def train_unet(
     config, size = preset.training.sdxl, preset.image_size
     captions = CaptionSource(text[0], "train", len(pictures), "broad", (size, size), CAPTIONS)
     latents = encode_pictures(autoencoder, pictures) * autoencoder.config.scaling_factor
-    weights = F.adaptive_avg_pool2d(weights, latents.shape[-2:])  # [K, 1, h, w]
     torch.manual_seed(seed)
     model = _TextToImage(UNet2DConditionModel(**preset.unet_kwargs), *text[1:])
 
@@ -144,9 +165,10 @@ def train_unet(
     def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
         latents, noise, times = batch["latents"], batch["noise"], batch["times"]
         noisy = scheduler.add_noise(latents, noise, times)
-        predicted = model(noisy, times, batch["tokens"], batch["kept"], batch["time_ids"]).float()
-        errors = (predicted - noise_target(scheduler, latents, noise, times)).square()
-        return (errors * batch["weights"]).mean(), {"plain": errors.detach().mean()}
+        predicted, places = model(noisy, times, batch["tokens"], batch["kept"], batch["time_ids"])
+        errors = (predicted.float() - noise_target(scheduler, latents, noise, times)).square()
+        logs = {"plain": errors.detach().mean(), "places": places.detach()}
+        return (errors * batch["weights"]).mean() + PLACES * places, logs
 
     record = train(model, batch_at, loss_of, config, folder, seed=seed, title="text-to-image U-Net")
     record.save(folder / "training.json")
@@ -162,7 +184,7 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
 
         text = load_text_encoders(vit_folder)
         scheduler = DDIMScheduler(**SCHEDULER)
-        pictures, weights = training_pictures(preset, "broad")
+        pictures, weights = training_scenes(preset, "broad", runs)
         autoencoder = train_vae(preset, seed, folder / "vae", pictures, weights)
         unet = train_unet(preset, seed, folder / "unet", pictures, weights, autoencoder, text, scheduler)
         tokenizer, first, second = text
@@ -183,10 +205,10 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
         "unet": preset.unet_kwargs,
         "training": {name: getattr(preset.training, name).recipe for name in ("vae", "sdxl")},
         "captions": CAPTIONS,
+        "places": PLACES,
         "emphasis": EMPHASIS,
         "scenes": preset.data.train_scenes,
         "scheduler": SCHEDULER,
     }
-    return ensure(
-        "sdxl", build, preset=preset.name, seed=seed, config=config, upstream=[vit_folder], retrain=retrain, runs=runs
-    )
+    about = {"preset": preset.name, "seed": seed, "config": config, "upstream": [vit_folder]}
+    return ensure("sdxl", build, **about, retrain=retrain, runs=runs)
