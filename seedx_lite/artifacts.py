@@ -28,7 +28,6 @@ MANIFEST = "artifact.json"
 REQUEST = "request.json"  # in a work folder: the configuration that its checkpoint belongs to
 CHECKPOINT = "checkpoint.safetensors"  # what a crashed build leaves for the next one
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
-_digests: dict[tuple[Path, int, int], str] = {}  # (file, bytes, mtime): SHA-256 as computed by this process
 
 
 def ensure(
@@ -155,6 +154,14 @@ def check(folder: Path) -> None:
             raise ValueError(f"{file} is damaged: not the SHA-256 of {MANIFEST}. {_repair(folder)}")
 
 
+def check_upstream(folder: str | Path, *upstream: str | Path) -> None:
+    """Raises ValueError if `folder` was built on other artifacts than these; folders without a manifest pass."""
+    built_on = read_manifest(folder)["upstream"] if Path(folder, MANIFEST).exists() else {}
+    for stage, id_ in map(_upstream_id, upstream):
+        if built_on.get(stage, id_) != id_:
+            raise ValueError(f"{folder} was built on another {stage} ({built_on[stage]}, given {id_}); give that one")
+
+
 def _repair(folder: Path) -> str:
     return f"Delete {folder} or pass retrain=True; `git checkout` restores what came with the project."
 
@@ -265,12 +272,8 @@ def _upstream_id(folder: Path) -> tuple[str, str]:
 
 
 def _sha256(file: Path) -> str:
-    """SHA-256 of a file; it is read once per process as long as its size and time stay."""
-    key = (file, file.stat().st_size, file.stat().st_mtime_ns)
-    if key not in _digests:
-        with file.open("rb") as stream:
-            _digests[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return _digests[key]
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

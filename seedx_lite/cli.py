@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="another seed, other scenes (0)")
     command = _command(data, "check", _data_check, "report every line and file that training could not use")
     command.add_argument("path", nargs="?", default=SAMPLES, help=f"file or folder ({SAMPLES})")
+    command.add_argument("--images", help="folder that the jsonl files name their pictures from (their own)")
 
     for group, text in (("pretrain", "train a foundation"), ("train", "train a part of SEED-X")):
         commands = _group(top, group, text)
@@ -123,7 +124,7 @@ def _data_build(args) -> None:
 def _data_check(args) -> int:
     from seedx_lite.data.check import check
 
-    result = check(Path(args.path))
+    result = check(args.path, args.images)
     print(result)
     return 0 if result.ok else 1
 

@@ -215,12 +215,3 @@ def test_relative_folders_lie_in_the_project(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
     assert project_path("runs") == tmp_path / "runs" and project_path("/x") == project_path("/") / "x"
-
-
-def test_large_files_are_hashed_once(world, monkeypatch):
-    """Every cell that asks for an artifact would read all its weights again."""
-    path = ensure("vit", builder(), config={}, **world)
-    artifacts._digests.clear()
-    check(path)
-    monkeypatch.setattr(artifacts.hashlib, "file_digest", lambda *_: pytest.fail("read again"))
-    check(path)

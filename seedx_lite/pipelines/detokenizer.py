@@ -16,6 +16,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Generator, Tensor
 
+from seedx_lite.artifacts import check_upstream
 from seedx_lite.models.detokenizer import Conditioning, SDXLAdapter, sdxl_time_ids
 from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool
@@ -56,8 +57,10 @@ class DetokenizerPipeline(DiffusionPipeline):
     def from_artifacts(cls, vit: str | Path, sdxl: str | Path, adapter: str | Path) -> Self:
         """From the folders of the three stages, `adapter` being trained on `sdxl`, an SDXL-type pipeline.
 
-        Raises FileNotFoundError or ValueError that names the file, the keys and what to do.
+        Raises FileNotFoundError or ValueError that names the file, the keys and what to do, also where the three were
+        not trained one upon the other.
         """
+        check_upstream(adapter, vit, sdxl)
         trained = SDXLAdapter.from_pretrained(adapter, sdxl)
         return cls(
             VisionTransformerWithAttnPool.from_pretrained(vit),

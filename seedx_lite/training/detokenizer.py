@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seedx_lite.artifacts import ensure
+from seedx_lite.artifacts import ensure, processes
 from seedx_lite.data.drawn import EMPHASIS
 from seedx_lite.models.detokenizer import SDXLAdapter, denoising_loss, sdxl_time_ids
 from seedx_lite.models.resamplers import ResamplerXLV2
@@ -33,10 +33,10 @@ def embed_pictures(
 
     if pictures.shape[1:3] != (tower.image_size,) * 2:
         raise ValueError(f"pictures of {pictures.shape[1:3]} px, the ViT reads {tower.image_size}: resize them")
-    device, parts = tower.proj.device, []
+    parts = []
     starts = range(0, len(pictures), batch)
     for start in tqdm(starts, desc="visual embeddings", disable=len(starts) < 20):
-        tokens = tower(normalise(pictures[start : start + batch]).to(device))  # [B, T, D]
+        tokens = tower(normalise(pictures[start : start + batch]).to(tower.device))  # [B, T, D]
         parts.append((tokens if n is None else pool_embeddings(tokens, n)).half().cpu())
     return torch.cat(parts)
 
@@ -63,13 +63,14 @@ def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Pat
         from diffusers import AutoencoderKL, DDIMScheduler
 
         scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
-        autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32).eval()
-        tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
+        autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32)
+        autoencoder, device = autoencoder.eval(), processes().device
+        tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder).to(device)
         pictures, weights = training_scenes(preset, "narrow", runs)
-        latents = encode_pictures(autoencoder, pictures) * autoencoder.config.scaling_factor
+        latents = encode_pictures(autoencoder.to(device), pictures) * autoencoder.config.scaling_factor
         embeddings = embed_pictures(tower, pictures, n)
         with torch.no_grad():
-            zero = pool_embeddings(tower.zero_embeddings(), n)  # [1, N, D]
+            zero = pool_embeddings(tower.zero_embeddings(), n).cpu()  # [1, N, D]
         torch.manual_seed(seed)
         adapter = new_adapter(preset, sdxl_folder)
 

@@ -82,7 +82,7 @@ def train_vae(preset: Preset, seed: int, folder: Path, pictures: np.ndarray, wei
     train(model, batch_at, loss_of, config, folder, seed=seed, title="VAE").save(folder / "training.json")
     latents = encode_pictures(model, pictures[:512])
     model.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
-    return model.to("cpu")
+    return model
 
 
 @torch.no_grad()
@@ -188,17 +188,10 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
         autoencoder = train_vae(preset, seed, folder / "vae", pictures, weights)
         unet = train_unet(preset, seed, folder / "unet", pictures, weights, autoencoder, text, scheduler)
         tokenizer, first, second = text
-        StableDiffusionXLPipeline(
-            vae=autoencoder,
-            text_encoder=first,
-            text_encoder_2=second,
-            tokenizer=tokenizer,
-            tokenizer_2=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            force_zeros_for_empty_prompt=True,
-            add_watermarker=False,
-        ).save_pretrained(folder)
+        parts = {"vae": autoencoder, "unet": unet, "scheduler": scheduler, "tokenizer": tokenizer}
+        parts |= {"tokenizer_2": tokenizer, "text_encoder": first, "text_encoder_2": second}
+        whole = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
+        whole.save_pretrained(folder)
 
     config = {
         "vae": asdict(preset.vae),

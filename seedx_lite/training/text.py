@@ -22,14 +22,8 @@ def new_text_encoders(preset: Preset):
     tokenizer = clip_tokenizer(preset.text_encoder.max_position_embeddings)
 
     def config(sizes: TextConfig) -> CLIPTextConfig:
-        return CLIPTextConfig(
-            **vars(sizes),
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            hidden_act="gelu",
-        )
+        special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        return CLIPTextConfig(**vars(sizes), vocab_size=len(tokenizer), hidden_act="gelu", **special)
 
     first = CLIPTextModel(config(preset.text_encoder))
     return tokenizer, first, CLIPTextModelWithProjection(config(preset.text_encoder_2))

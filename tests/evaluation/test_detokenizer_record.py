@@ -23,7 +23,7 @@ def folders(detokenizer_parts, tmp_path_factory):
     for name in ("vae", "unet", "scheduler"):
         parts[name].save_pretrained(root / "sdxl" / name)
     for name in ("vit", "sdxl", "adapter"):
-        (root / name / "artifact.json").write_text(json.dumps({"stage": name, "id": name, "files": {}}))
+        (root / name / "artifact.json").write_text(json.dumps({"stage": name, "id": name, "upstream": {}, "files": {}}))
     return {name: root / name for name in ("vit", "sdxl", "adapter")}
 
 

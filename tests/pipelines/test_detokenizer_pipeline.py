@@ -1,5 +1,7 @@
 """The de-tokenizer as a pipeline: what goes in, what comes out, and that nothing else changes it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -144,6 +146,11 @@ def test_from_artifacts(pipe, pictures, tmp_path):
     made = DetokenizerPipeline.from_artifacts(*(tmp_path / name for name in ("vit", "sdxl", "adapter")))
     made.set_progress_bar_config(disable=True)
     assert torch.equal(draw(made, pictures, 1, 2, 3), draw(pipe, pictures, 1, 2, 3))
+    for name, upstream in {"vit": {}, "sdxl": {"vit": "vit"}, "adapter": {"vit": "another", "sdxl": "sdxl"}}.items():
+        about = {"stage": name, "id": name, "upstream": upstream, "files": {}}
+        (tmp_path / name / "artifact.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"adapter was built on another vit \(another, given vit\)"):
+        DetokenizerPipeline.from_artifacts(*(tmp_path / name for name in ("vit", "sdxl", "adapter")))
 
 
 def test_sampling_leaves_the_parts_as_they_are(pipe, pictures):
