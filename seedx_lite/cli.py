@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-from seedx_lite import artifacts, doctor, report
+from seedx_lite import doctor
 from seedx_lite.presets import load_preset
 
 SAMPLES = "data_samples"
@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if item.startswith("-") or "=" not in item or "overrides" not in args:
             parser.error(f"unexpected argument {item!r}{'' if 'overrides' not in args else ', want key=value'}")
     args.overrides = rest
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ✓ still shows the rest
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
@@ -70,8 +72,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     for group, text in (("pretrain", "train a foundation"), ("train", "train a part of SEED-X")):
         commands = _group(top, group, text)
-        for name, (module, function, what) in TRAININGS[group].items():
-            command = _stage(commands, name, _train, f"train {what}", target=(module, function))
+        for name, (*_, what) in TRAININGS[group].items():
+            command = _stage(commands, name, _train, f"train {what}", target=(group, name))
             command.add_argument("--retrain", action="store_true", help="train even if a result is there")
 
     measure = _group(top, "evaluate", "measure on held-out scenes, and store the record that notebooks compare with")
@@ -80,12 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     text = "run the notebooks and write runs/<preset>/report.html; key=value sets a notebook parameter"
     command = _stage(top, "reproduce", _reproduce, text)
-    command.add_argument("--retrain", action="store_true", help="train every stage anew")
+    command.add_argument("--retrain", action="store_true", help="train every stage anew, then run the notebooks")
     command.add_argument("--notebooks", default="notebooks", help="folder of notebooks (notebooks)")
     command.add_argument("--only", default="", help="only notebooks whose name contains this")
 
-    command = _command(top, "ship", _ship, "copy finished artifacts to where they are committed")
-    command.add_argument("stages", nargs="+", help="e.g. vit vae sdxl detokenizer-stage1")
+    command = _command(top, "ship", _ship, "copy finished artifacts and all records to where they are committed")
+    command.add_argument("stages", nargs="*", help="e.g. vit sdxl detokenizer-stage1")
     command.add_argument("--preset", default="lite", help="whose artifacts (lite)")
     command.add_argument("--runs", default="runs", help="folder of results (runs)")
     return parser
@@ -129,41 +131,53 @@ def _data_check(args) -> int:
     return 0 if result.ok else 1
 
 
+def _run(group: str, name: str, preset, args, retrain: bool = False) -> Path:
+    module, function, _ = TRAININGS[group][name]
+    stage = getattr(import_module(f"seedx_lite.training.{module}"), function)
+    return stage(preset, seed=args.seed, retrain=retrain, runs=args.runs)
+
+
 def _train(args) -> None:
     preset = load_preset(args.preset, args.overrides)  # before torch is imported, so that a slip shows at once
-    module, function = args.target
-    stage = getattr(import_module(f"seedx_lite.training.{module}"), function)
-    print(f"artifact: {stage(preset, seed=args.seed, retrain=args.retrain, runs=args.runs)}")
+    print(f"artifact: {_run(*args.target, preset, args, args.retrain)}")
 
 
 def _evaluate(args) -> None:
-    preset, options = load_preset(args.preset, args.overrides), {"seed": args.seed, "runs": args.runs}
+    preset = load_preset(args.preset, args.overrides)
     from seedx_lite.evaluation import detokenizer, features
-    from seedx_lite.training.detokenizer import stage1
-    from seedx_lite.training.foundations import sdxl
-    from seedx_lite.training.vit import vit
 
+    folders = {"vit": _run("pretrain", "vit", preset, args)}
     if args.target == "vit":
-        path = features.evaluate(vit(preset, **options), args.runs)
+        path = features.evaluate(folders["vit"], args.runs)
     else:
-        stages = {"vit": vit, "sdxl": sdxl, "adapter": stage1}
-        folders = {name: stage(preset, **options) for name, stage in stages.items()}
-        path = detokenizer.evaluate(preset, folders, **options)
+        folders["sdxl"] = _run("pretrain", "sdxl", preset, args)
+        folders["adapter"] = _run("train", "detokenizer", preset, args)
+        path = detokenizer.evaluate(preset, folders, seed=args.seed, runs=args.runs)
     print(f"record: {path}")
 
 
 def _reproduce(args) -> int:
     from omegaconf import OmegaConf
 
-    defaults = {"preset": "lite", "seed": 0, "retrain": False, "runs": "runs"}
+    from seedx_lite import artifacts, report
+
+    preset = load_preset(args.preset)
+    for group, stages in TRAININGS.items() if args.retrain else ():  # once, not in each notebook again
+        for name in stages:
+            _run(group, name, preset, args, retrain=True)
+    defaults = {"preset": "lite", "seed": 0, "runs": "runs"}
     given = {name: value for name in defaults if (value := getattr(args, name)) != defaults[name]}
     given |= OmegaConf.to_container(OmegaConf.from_dotlist(args.overrides))  # values as in YAML: true, 3, [1, 2], text
     if args.preset.endswith((".yaml", ".yml")):
         given["preset"] = str(Path(args.preset).resolve())  # notebooks run in another folder
-    folder = artifacts.project_path(args.runs) / load_preset(args.preset).name
+    folder = artifacts.project_path(args.runs) / preset.name
     return report.reproduce(args.notebooks, folder, given, only=args.only)
 
 
 def _ship(args) -> None:
-    for path in artifacts.ship(load_preset(args.preset).name, args.stages, runs=args.runs):
+    from seedx_lite.artifacts import ship
+    from seedx_lite.evaluation.records import ship_records
+
+    preset = load_preset(args.preset).name
+    for path in (*ship(preset, args.stages, runs=args.runs), *ship_records(preset, args.runs)):
         print(f"shipped: {path}")

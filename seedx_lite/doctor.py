@@ -13,6 +13,7 @@ PYTHON = (3, 11)
 MEMORY_GB = 4.0  # what training at lite needs, with a browser open beside it
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PIN = re.compile(r"^([\w.-]+)==(\S+)", re.M)
+STAGES = ("vit", "sdxl", "detokenizer-stage1")  # what the notebooks load
 MARKS = {"good": "✓", "note": "·", "bad": "✗"}
 
 
@@ -118,6 +119,7 @@ def check_artifacts(runs: str | Path = "runs") -> Iterator[Finding]:
             whole.setdefault(os.path.relpath(path.parent), []).append(f"{path.name} {megabytes:.1f} MB")
     for place, names in whole.items():
         yield Finding("good", "artifacts", f"{place}: {', '.join(names)}")
-    if not any("data_samples" in place for place in whole):
-        advice = "git checkout data_samples; without them the notebooks train everything first"
-        yield Finding("note", "artifacts", "the ones that come with the project are not here", advice)
+    there = {name.split()[0] for place, names in whole.items() if place.endswith("lite") for name in names}
+    if missing := [stage for stage in STAGES if not there & {stage, f"{stage}-seed0"}]:
+        advice = "git checkout data_samples; without them the notebooks train for hours first"
+        yield Finding("note", "artifacts", f"lite has no {', '.join(missing)}", advice)

@@ -127,6 +127,10 @@ class DataConfig:
     validation_scenes: int
     test_scenes: int
 
+    def __post_init__(self):
+        for key, count in vars(self).items():
+            _require(count > 0, f"data.{key}={count}: expected 1 or more")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -153,6 +157,9 @@ class TrainConfig:
             value = getattr(self, key)
             _require(value in known, f"{key}={value}: expected {' or '.join(known)}")
         _require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay}: expected 0 (off) up to, not including, 1")
+        _require(self.learning_rate > 0, f"learning_rate={self.learning_rate}: expected more than 0")
+        for key in ("warmup_steps", "min_lr_ratio", "weight_decay", "clip_norm", "checkpoint_seconds", "spike_factor"):
+            _require(getattr(self, key) >= 0, f"{key}={getattr(self, key)}: expected 0 or more")
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -240,7 +247,7 @@ def load_preset(name_or_path: str | Path = "lite", overrides: Iterable[str] = ()
         raise ValueError(f"{where}: {key}{str(error).splitlines()[0]}") from None
 
 
-def _read(name_or_path: str | Path) -> list[Any]:
+def _read(name_or_path: str | Path, seen: tuple[str, ...] = ()) -> list[Any]:
     """The YAML file of a preset, preceded by those it builds on (`base:`)."""
     from omegaconf import DictConfig, OmegaConf
 
@@ -258,8 +265,10 @@ def _read(name_or_path: str | Path) -> list[Any]:
     _require(isinstance(part, DictConfig), f"{path}: expected lines of `key: value`")
     part.setdefault("name", path.stem)
     base = part.pop("base", None)
-    _require(str(base) != str(name_or_path), f"{path}: base must be another preset")
-    return [*(_read(base) if base else []), part]
+    if base and Path(base).suffix in (".yaml", ".yml"):
+        base = path.parent / base  # as the file says it, wherever it is read from
+    _require(str(path.resolve()) not in seen, f"{path} is its own base, by way of {', '.join(seen)}; name another")
+    return [*(_read(base, (*seen, str(path.resolve()))) if base else []), part]
 
 
 def _check_keys(part: dict[str, Any], where: str, kind: type = Preset, prefix: str = "") -> None:

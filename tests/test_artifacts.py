@@ -214,4 +214,7 @@ def test_relative_folders_lie_in_the_project(tmp_path, monkeypatch):
     (tmp_path / "data_samples").mkdir()
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
+    monkeypatch.setenv("SEEDX_LITE_RUNS", "elsewhere")
+    assert project_path("runs") == tmp_path / "elsewhere" and project_path("results") == tmp_path / "results"
+    monkeypatch.delenv("SEEDX_LITE_RUNS")
     assert project_path("runs") == tmp_path / "runs" and project_path("/x") == project_path("/") / "x"

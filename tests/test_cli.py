@@ -99,12 +99,15 @@ def test_reproduce_passes_parameters(capsys, monkeypatch, tmp_path):
     """Bug: `reproduce --preset smoke` runs notebooks at lite, or passes defaults that a notebook lacks."""
     calls = []
     monkeypatch.chdir(tmp_path)
+    trained = []
     monkeypatch.setattr("seedx_lite.report.reproduce", lambda *a, **k: calls.append((a, k)) or 0)
+    monkeypatch.setattr(cli, "_run", lambda group, name, *_, retrain: trained.append((name, retrain)))
     assert run(capsys, "reproduce")[0] == 0
     assert run(capsys, "reproduce", "scenes=3", "--preset", "smoke", "--retrain", "--only", "00", "names=[a,b]")[0] == 0
     first, second = calls
     assert first[0] == ("notebooks", tmp_path / "runs/lite", {})
-    given = {"preset": "smoke", "retrain": True, "scenes": 3, "names": ["a", "b"]}
+    assert trained == [("vit", True), ("sdxl", True), ("detokenizer", True)], "once, in their order"
+    given = {"preset": "smoke", "scenes": 3, "names": ["a", "b"]}
     assert second == (("notebooks", tmp_path / "runs/smoke", given), {"only": "00"})
 
 
@@ -147,7 +150,7 @@ def test_doctor_finds_damaged_artifact(monkeypatch, tmp_path):
     folder = tmp_path / "data_samples" / "checkpoints" / "lite" / "vit"
     folder.mkdir(parents=True)
     files = {"model.safetensors": {"bytes": 3, "sha256": "0"}}
-    manifest = {"stage": "vit", "preset": "lite", "seed": 0, "files": files}
+    manifest = {"stage": "vit", "id": "0", "upstream": {}, "files": files}
     (folder / "artifact.json").write_text(json.dumps(manifest))
     (folder / "model.safetensors").write_bytes(b"ab")
     monkeypatch.chdir(tmp_path)

@@ -108,6 +108,12 @@ def test_package_can_be_finished():
     assert sum(path.read_text().count("\n") for path in SOURCES) <= 6000
 
 
+def test_lint():
+    """Bug: style that is a rule here and there only."""
+    for command in (["check", "-q"], ["format", "--check", "-q"]):
+        subprocess.run([sys.executable, "-m", "ruff", *command, ROOT], check=True)
+
+
 def test_ci_runs_the_tests():
     """Bug: continuous integration runs something else than everyone else does."""
     script = ROOT / ".ci" / "run"

@@ -84,6 +84,11 @@ def test_file_of_ones_own(tmp_path):
     file.write_text("base: lite\nvit: {layers: 6}\n")
     preset = load_preset(file)
     assert (preset.name, preset.vit.layers, preset.vit.width) == ("mine", 6, load_preset("lite").vit.width)
+    (tmp_path / "other.yaml").write_text("base: mine.yaml\nvit: {heads: 2}\n")
+    assert load_preset(tmp_path / "other.yaml").vit.layers == 6, "a base lies beside the file that names it"
+    file.write_text("base: other.yaml\n")
+    with pytest.raises(ValueError, match="is its own base"):
+        load_preset(file)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +110,9 @@ def test_file_of_ones_own(tmp_path):
         ("unet.attention_head_dim=[2]", "unet.attention_head_dim: expected 3 entries"),
         ("training.vae.schedule=linear", "schedule=linear: expected cosine or constant"),
         ("training.vae.steps=0", "steps=0"),
+        ("training.vae.clip_norm=-1", "clip_norm=-1.0: expected 0 or more"),
+        ("training.vae.learning_rate=0", "learning_rate=0.0: expected more than 0"),
+        ("data.train_scenes=0", "data.train_scenes=0: expected 1 or more"),
         ("llm.hidden_size=64", "llm.vocab_size has no value"),
     ],
 )
@@ -129,7 +137,7 @@ def test_unknown_preset():
         ("- 1", "expected lines of"),
         ("", "has no value"),
         ("image_size: 64", "has no value"),
-        ("base: mine.yaml", "another preset"),
+        ("base: mine.yaml", "is its own base"),
         ("base: lite\nvit: {depth: 3}", "mine.yaml: no key vit.depth"),
     ],
 )

@@ -73,7 +73,7 @@ def draw_scenes(
         with tempfile.TemporaryDirectory() as folder:
             _draw_into(Path(folder), name, range(count), split, mix, size, grid)
             return _load(Path(folder), mapped=False)
-    folder = Path(cache) / f"{name}-{_drawing_code()}"
+    folder = Path(cache) / f"{name}-{world_hash(WORDS)}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as draft:
@@ -152,8 +152,8 @@ def _draw_one(scene: Scene, grid: int) -> tuple[np.ndarray, ...]:
     return (np.asarray(picture), *(a.astype(np.uint8) for a in (kind, colour, part, pose)), box)
 
 
-def _drawing_code() -> str:
-    """A hash of everything that decides how a scene looks."""
+def world_hash(without: tuple[str, ...] = ()) -> str:
+    """A hash of the code of the world; without `WORDS`, of what decides how a scene looks."""
     files = sorted(Path(world.__file__).parent.glob("*.py"))
-    code = b"".join(file.read_bytes() for file in files if file.name not in WORDS)
+    code = b"".join(file.read_bytes() for file in files if file.name not in without)
     return hashlib.sha256(code + f"{PIL.__version__} {np.__version__}".encode()).hexdigest()[:12]

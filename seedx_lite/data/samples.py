@@ -21,7 +21,7 @@ from seedx_lite.world.questions import questions
 from seedx_lite.world.scene import SEED_RANGES, Scene, sample_scene
 from . import captions, conversations, edits
 
-README = Path(__file__).with_name("samples.md")  # a template
+README = Path(__file__).with_name("samples.md")  # a template; its licence is beside it
 MANIFEST = "manifest.json"
 ENTRIES = (MANIFEST, "conversations", "captions", "edits", "README.md", "LICENSE")
 OTHER_SIZES = {1: (96, 64), 4: (64, 96), 7: (128, 64)}  # by the last digit of a sample's number; 64x64 else
@@ -67,7 +67,7 @@ def _write_all(folder: Path, seed: int, count: int) -> None:
         lines = [f'"{name}": {json.dumps(scene.to_dict(), separators=(",", ":"))}' for name, scene in scenes]
         # Not jsonl, which the official readers would take for samples.
         (part / "scenes.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    (folder / "LICENSE").write_text(LICENSE)
+    shutil.copyfile(README.with_suffix(".license"), folder / "LICENSE")
     text = README.read_text(encoding="utf-8").format(seed=seed, count=count, **_examples(folder))
     (folder / "README.md").write_text(text)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -139,9 +139,3 @@ def _examples(folder: Path) -> dict[str, str]:
     lines = {"conversation": "conversations/train.jsonl", "edit": "edits/edits.jsonl"}
     first = {name: (folder / path).read_text().splitlines()[0] for name, path in lines.items()}
     return {**first, "caption": f"{pair.key}.jpg with {pair.key}.txt: {pair.caption}"}
-
-
-LICENSE = """The samples in the folders conversations, captions and edits were made by a program. To the
-extent possible under law, their makers have waived all copyright and related or neighbouring rights to them
-under CC0 1.0 Universal: https://creativecommons.org/publicdomain/zero/1.0/legalcode
-"""

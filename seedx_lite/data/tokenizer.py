@@ -1,6 +1,6 @@
 """Word-level tokenizers over the world's vocabulary, in the form that plain transformers and diffusers open."""
 
-from seedx_lite.world.language import BOX_END, BOX_START, LOCATION_TOKENS, vocabulary
+from seedx_lite.world.language import BOX_END, BOX_START, LOCATION_TOKENS, WORD, vocabulary
 
 PAD, BOS, UNK, EOS = ("<pad>", "<s>", "<unk>", "</s>")  # ids 0 to 3: CLIP takes an old pooling path if </s> is id 2
 
@@ -18,7 +18,7 @@ def clip_tokenizer(max_length: int):
     ids = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
-    split = pre_tokenizers.Split(Regex(r"<[^<>\s]+>|\[\[|\]\]|[a-z]+|\d|[^\sa-z\d]"), "isolated")
+    split = pre_tokenizers.Split(Regex(WORD), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), split])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}", special_tokens=[(BOS, ids[BOS]), (EOS, ids[EOS])]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from seedx_lite.artifacts import project_path, read_manifest
 from seedx_lite.data.drawn import draw_scenes
+from seedx_lite.models.detokenizer import condition
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
 from .reconstruction import Target, held_out, judge, nearest_pictures, reconstruct, round_trips, to_latents
@@ -49,8 +50,8 @@ def evaluate(
     targets = held_out(preset, min(count, preset.data.test_scenes))
     pictures = [target.picture for target in targets]
     size, grid = (preset.image_size, preset.image_size), round(preset.vit.n_queries**0.5)
-    drawn = draw_scenes("train", preset.data.train_scenes, "narrow", size, grid, project_path(runs) / "cache")
-    training = drawn.pictures
+    cache = project_path(runs) / "cache"
+    training = draw_scenes("train", preset.data.train_scenes, "narrow", size, grid, cache).pictures
     mean = training.mean(0).round().astype(np.uint8)
     nearest = nearest_pictures(pipe, pictures, training)
     numbers = {
@@ -145,7 +146,8 @@ def noise_levels(pipe: DetokenizerPipeline, targets: Sequence[Target], seed: int
     latents = to_latents(pipe, np.stack([target.picture for target in targets]))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     tokens = pipe.vit(pipe.vit.preprocess([Image.fromarray(target.picture) for target in targets]))
-    context, no_context, pooled, no_pooled = pipe.adapter.get_image_embeds(pipe.vit.zero_embeddings(), None, tokens)
+    zero, vit_down = pipe.vit.zero_embeddings(), pipe.config.vit_down
+    context, no_context, pooled, no_pooled = condition(pipe.resampler, zero, None, tokens, vit_down)
     rows = []
     for t in (100, 300, 500, 700, 900):
         noisy = pipe.scheduler.add_noise(latents, noise, torch.tensor([t]))

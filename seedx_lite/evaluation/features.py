@@ -40,11 +40,6 @@ class Sample:
     truth: Drawn
     tokens: Tensor
 
-    @property
-    def pictures(self) -> np.ndarray:
-        """uint8 [K, H, W, 3]"""
-        return self.truth.pictures
-
 
 @torch.no_grad()
 def embed_split(tower: VisionTransformerWithAttnPool, split: str, count: int) -> Sample:
@@ -201,7 +196,7 @@ def vit_report(vit_folder: str | Path, as_shipped: bool = False) -> dict[str, An
         "probe": {str(n): probe(other, test, n) for n in (tokens, tokens // 4, tokens // 8)},
         "pca_share": variance_share(test.tokens),
         "neighbours": neighbours(test),
-        "reach": reach(tower.float(), test.pictures[:32]),
+        "reach": reach(tower.float(), test.truth.pictures[:32]),
     }
 
 

@@ -145,15 +145,18 @@ def nearest_pictures(
     pipe: DetokenizerPipeline, pictures: Sequence[np.ndarray], training: np.ndarray
 ) -> dict[str, list[int]]:
     """For each picture the training picture of highest cosine between the means of their embeddings ("nearest_mean"),
-    and between all their pooled embeddings ("nearest"), as indices."""
+    and between all their pooled embeddings ("nearest"), as indices. What all training pictures share is subtracted."""
     n = pipe.vit.config["n_queries"] // pipe.config.vit_down
 
     def embed(some: Sequence[np.ndarray]) -> torch.Tensor:
-        images = pipe.vit.preprocess([Image.fromarray(picture) for picture in some]).split(64)
-        return torch.cat([pool_embeddings(pipe.vit(part), n) for part in tqdm(images, desc="visual embeddings")])
+        parts = [some[start : start + 64] for start in range(0, len(some), 64)]
+        images = (pipe.vit.preprocess([Image.fromarray(picture) for picture in part]) for part in parts)
+        tokens = tqdm(map(pipe.vit, images), total=len(parts), desc="visual embeddings")
+        return torch.cat([pool_embeddings(part, n) for part in tokens])  # [K, N, D]
 
-    def closest(a: torch.Tensor, b: torch.Tensor) -> list[int]:
-        return (F.normalize(a, dim=1) @ F.normalize(b, dim=1).T).argmax(1).tolist()
+    def closest(ours: torch.Tensor, theirs: torch.Tensor) -> list[int]:
+        ours, theirs = (F.normalize(side - theirs.mean(0), dim=1) for side in (ours, theirs))
+        return (ours @ theirs.T).argmax(1).tolist()
 
     ours, theirs = embed(pictures), embed(training)
     return {

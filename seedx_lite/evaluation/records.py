@@ -1,13 +1,15 @@
 """Stored results, and whether a number computed again agrees with them.
 
-The record of `lite` at seed 0 comes with the project, as data_samples/results/NAME.json; others are written to
-runs/<preset>/NAME-seed<seed>.json. A record is a dict with the `preset`, the `seed` and the `artifacts` (stage → id)
-that it was measured on, its numbers, and a `tolerance`, one or one per metric: by how much they may differ when nothing
-but arithmetic does.
+Measured here, it is runs/<preset>/NAME-seed<seed>.json; records of `lite` at seed 0 come with the project, as
+data_samples/results/NAME.json. As with artifacts, what was made here goes before what was shipped.
+
+A record is a dict with the `preset`, the `seed` and the `artifacts` (stage → id) that it was measured on, its numbers,
+and a `tolerance`, one or one per metric: by how much they may differ when nothing but arithmetic does.
 """
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ from typing import Any
 from seedx_lite.artifacts import project_path
 from seedx_lite.data.formats import replacing
 
+SHIPPED = "data_samples/results"
+
 
 def record_path(name: str, preset: str, seed: int = 0, runs: str | Path = "runs") -> Path:
-    """Where the record of a preset and seed is."""
-    if (preset, seed) == ("lite", 0):
-        return project_path(f"data_samples/results/{name}.json")
-    return project_path(Path(runs) / preset / f"{name}-seed{seed}.json")
+    """Where the record of a preset and seed is, or would be written to."""
+    path, shipped = project_path(runs) / preset / f"{name}-seed{seed}.json", project_path(SHIPPED) / f"{name}.json"
+    return shipped if (preset, seed) == ("lite", 0) and not path.is_file() and shipped.is_file() else path
 
 
 def save_record(name: str, record: Mapping[str, Any], runs: str | Path = "runs") -> Path:
@@ -28,7 +31,7 @@ def save_record(name: str, record: Mapping[str, Any], runs: str | Path = "runs")
     text = json.dumps(_rounded(record), indent=1, ensure_ascii=False)
     innermost = r"[\[{][^\[\]{}]*[\]}]"  # strings in JSON hold no line breaks, so joining lines changes no value
     text = re.sub(innermost, lambda found: re.sub(r"\n *", " ", found[0]), text)
-    path = record_path(name, record["preset"], record["seed"], runs)
+    path = project_path(runs) / record["preset"] / f"{name}-seed{record['seed']}.json"
     with replacing(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
     return path
@@ -46,6 +49,12 @@ def load_record(name: str, preset: str, seed: int = 0, runs: str | Path = "runs"
         return record
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); `git checkout` restores it, or measure it anew") from error
+
+
+def ship_records(preset: str, runs: str | Path = "runs") -> list[Path]:
+    """Copies the records of a preset at seed 0, and the pictures beside them, to where they are committed."""
+    found = [path for path in (project_path(runs) / preset).glob("*-seed0.*") if path.suffix in (".json", ".png")]
+    return [shutil.copyfile(path, project_path(SHIPPED) / path.name.replace("-seed0", "")) for path in sorted(found)]
 
 
 def numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

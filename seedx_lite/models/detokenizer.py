@@ -68,23 +68,9 @@ class SDXLAdapter(nn.Module):
     def get_image_embeds(
         self, zero_tokens: Tensor, image_embeds: Tensor | None = None, image_tokens: Tensor | None = None
     ) -> Conditioning:
-        """Conditioning and its negative, from pooled embeddings [B, N, K] (of the language model or a cache) or from
-        the vision encoder's tokens [B, T, K]; `zero_tokens` [1, T, K] are those of the zero picture, unpooled. Raises
-        ValueError unless exactly one of the two is given, and when `vit_down` does not divide T."""
-        if (image_embeds is None) == (image_tokens is None):
-            raise ValueError("give either image_embeds (pooled) or image_tokens (unpooled), and not both")
-        if image_tokens is not None and self.config["official"]:
-            positive, negative = image_tokens, zero_tokens
-        else:
-            positive = self.pool(image_tokens) if image_embeds is None else image_embeds
-            negative = self.pool(zero_tokens)
-        tokens, pooled = self.resampler(positive)
-        negative_tokens, negative_pooled = self.resampler(negative)
-        return Conditioning(tokens, negative_tokens.expand_as(tokens), pooled, negative_pooled.expand_as(pooled))
-
-    def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens of the vision encoder [B, T, K] → visual embeddings [B, T / vit_down, K]."""
-        return pool_embeddings(tokens, tokens.shape[1] // self.config["vit_down"])
+        """`condition` with this resampler and these settings."""
+        settings = {name: self.config[name] for name in ("vit_down", "official")}
+        return condition(self.resampler, zero_tokens, image_embeds, image_tokens, **settings)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
         """Write the trained parameters, under their official names, and the sizes of the resampler."""
@@ -126,6 +112,30 @@ class SDXLAdapterWithLatentImage(SDXLAdapter):
         """Condition images [B, 3, H, W] in −1..1 → [B, 4, h, w]: the mode, NOT times the scaling factor, though the
         noisy latents are; the released weights expect this difference."""
         return vae.encode(pixels).latent_dist.mode()
+
+
+def condition(
+    resampler: ResamplerXLV2,
+    zero_tokens: Tensor,
+    image_embeds: Tensor | None = None,
+    image_tokens: Tensor | None = None,
+    vit_down: int = 4,
+    official: bool = False,
+) -> Conditioning:
+    """Conditioning and its negative, from pooled embeddings [B, N, K] (of the language model or a cache) or from the
+    vision encoder's tokens [B, T, K]; `zero_tokens` [1, T, K] are those of the zero picture, unpooled. Raises
+    ValueError unless exactly one of the two is given, and when `vit_down` does not divide T."""
+    if (image_embeds is None) == (image_tokens is None):
+        raise ValueError("give either image_embeds (pooled) or image_tokens (unpooled), and not both")
+    if image_tokens is not None and official:
+        positive, negative = image_tokens, zero_tokens
+    else:
+        n = zero_tokens.shape[1] // vit_down
+        positive = pool_embeddings(image_tokens, n) if image_embeds is None else image_embeds
+        negative = pool_embeddings(zero_tokens, n)
+    tokens, pooled = resampler(positive)
+    negative_tokens, negative_pooled = resampler(negative)
+    return Conditioning(tokens, negative_tokens.expand_as(tokens), pooled, negative_pooled.expand_as(pooled))
 
 
 def widen_conv_in(unet: UNet2DConditionModel) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from seedx_lite.artifacts import check_upstream
-from seedx_lite.models.detokenizer import Conditioning, SDXLAdapter, sdxl_time_ids
+from seedx_lite.models.detokenizer import Conditioning, SDXLAdapter, condition, sdxl_time_ids
 from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool
 from seedx_lite.models.weights import SavedModule
@@ -109,16 +109,6 @@ class DetokenizerPipeline(DiffusionPipeline):
         """SDXL's size conditioning of a whole picture, [1, 6]."""
         return sdxl_time_ids(self.image_size).to(self.device, self.dtype)
 
-    @property
-    def adapter(self) -> SDXLAdapter:
-        """U-Net and resampler as one. They may be in training elsewhere: what is trained there stays as it is."""
-        parameters = [*self.unet.parameters(), *self.resampler.parameters()]
-        trained = [parameter.requires_grad for parameter in parameters]
-        adapter = SDXLAdapter(self.unet, self.resampler, vit_down=self.config.vit_down, official=self.config.official)
-        for parameter, flag in zip(parameters, trained, strict=True):
-            parameter.requires_grad_(flag)
-        return adapter
-
     @torch.no_grad()
     def __call__(
         self,
@@ -199,7 +189,8 @@ class DetokenizerPipeline(DiffusionPipeline):
             given = self.vit(self.vit.preprocess(given).to(zero.dtype))  # [B, T, D]
         name = "image_tokens" if given.shape[1] == zero.shape[1] else "image_embeds"
         zero, tokens = (tensor.to(self.device, self.dtype) for tensor in (zero, given))
-        return self.adapter.get_image_embeds(zero, **{name: tokens})
+        settings = {"vit_down": self.config.vit_down, "official": self.config.official}
+        return condition(self.resampler, zero, **{name: tokens}, **settings)
 
     def _denoise(
         self, latents: Tensor, conditioning: Conditioning, guidance: float, generators: list[Generator | None], bar: Any
@@ -227,10 +218,8 @@ class DetokenizerPipeline(DiffusionPipeline):
 def _read_scheduler(folder: Path) -> SchedulerMixin:
     """The scheduler of a pipeline's folder, of the class that its configuration names."""
     file = folder / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; give the folder of a whole pipeline")
     try:
         name = json.loads(file.read_text())["_class_name"]
         return getattr(diffusers, name).from_pretrained(folder, subfolder="scheduler")
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); restore it") from error
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} is missing or damaged ({error!r}); give the folder of a whole pipeline") from error

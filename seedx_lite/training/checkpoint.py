@@ -11,15 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-FREE_KEYS = {"checkpoint_seconds", "spike_factor"}  # cannot change the weights, so may change between resumes
-
 
 @dataclass
 class Checkpoint:
     """Weights, EMA, buffers and optimizer in one safetensors file, everything else as JSON in its header."""
 
     path: Path
-    identity: dict[str, Any]  # configuration, seed and processes: what must be equal for a resume
+    identity: dict[str, Any]  # recipe, dtype, seed and processes: what must be equal for a resume
     named: dict[str, Tensor]  # the trained parameters
     ema: dict[str, Tensor]  # empty: no average is kept
     buffers: dict[str, Tensor]
@@ -55,7 +53,7 @@ class Checkpoint:
         except SafetensorError as e:
             raise ValueError(f"{self.path} is damaged ({e}); delete it to begin anew") from e
         old, new = state["identity"], self.identity
-        changed = [key for key in sorted({*old, *new} - FREE_KEYS) if old.get(key) != new.get(key)]
+        changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
         if changed:
             told = "; ".join(f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in changed)
             raise ValueError(f"{self.path} has another configuration ({told}); restore it, or delete the file")

@@ -101,8 +101,8 @@ def encode_pictures(model, pictures: np.ndarray, batch: int = 64) -> Tensor:
 class _TextToImage(nn.Module):
     """U-Net and text encoders. The first encoder goes on learning here, the second stays with the ViT.
 
-    A linear map beside each cross-attention reads from every query where its cell is. SDXL knows where its cells
-    are; a U-Net trained for an hour barely does, and then no key could ever be addressed to a place.
+    A linear map beside each cross-attention reads from every query where its cell is. Keys can be addressed to a place
+    only if the queries tell theirs, and the loss of the noise alone need not teach that within an hour.
     """
 
     def __init__(self, unet: nn.Module, first: nn.Module, second: nn.Module):
@@ -111,8 +111,10 @@ class _TextToImage(nn.Module):
         asking = [module for name, module in unet.named_modules() if name.endswith("attn2.to_q")]
         self.readers = nn.ModuleList(nn.Linear(layer.out_features, 2) for layer in asking)
         self._places: list[Tensor] = []  # of the latest step: read from the queries of each layer, [B, g·g, 2]
-        for layer, reader in zip(asking, self.readers, strict=True):
+        self.hooks = [
             layer.register_forward_hook(lambda _, __, queries, reader=reader: self._places.append(reader(queries)))
+            for layer, reader in zip(asking, self.readers, strict=True)
+        ]
 
     def forward(
         self, noisy: Tensor, times: Tensor, tokens: Tensor, kept: Tensor, time_ids: Tensor
@@ -172,6 +174,8 @@ def train_unet(
 
     record = train(model, batch_at, loss_of, config, folder, seed=seed, title="text-to-image U-Net")
     record.save(folder / "training.json")
+    for hook in model.hooks:
+        hook.remove()
     return model.to("cpu").unet
 
 

@@ -32,6 +32,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from seedx_lite.artifacts import CHECKPOINT, processes
+from seedx_lite.data.drawn import world_hash
 from seedx_lite.presets import TrainConfig
 from .checkpoint import Checkpoint
 
@@ -62,6 +63,7 @@ class TrainingRecord:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     samples: int = 0
+    data: str = field(default_factory=world_hash)  # of the code that draws and describes the scenes
 
     def save(self, path: str | Path) -> None:
         """Writes the record as JSON, on the main process only: the seconds of the others differ."""
@@ -111,10 +113,10 @@ def train(
     loss_module, optimizer = accelerator.prepare(_Loss(model, loss_of), adamw)
     ema = {name: p.detach().clone() for name, p in named.items()} if config.ema_decay else {}
 
-    plain = json.loads(json.dumps(asdict(config)))
+    plain, recipe = json.loads(json.dumps([asdict(config), config.recipe]))
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     record = TrainingRecord(title, seed, plain, _hardware(accelerator), versions, dtype, reason)
-    identity = plain | {"seed": seed, "processes": accelerator.num_processes}
+    identity = recipe | {"dtype": dtype, "seed": seed, "processes": accelerator.num_processes}
     buffers = dict(model.named_buffers())
     checkpoint = Checkpoint(Path(workdir) / CHECKPOINT, identity, named, ema, buffers, adamw)
     state = {"step": 0, "losses": [], "sums": {}, "history": [], "seconds": 0.0}

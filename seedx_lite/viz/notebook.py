@@ -46,8 +46,8 @@ def machine() -> str:
     import torch
 
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "transformers"))
-    gpu = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if gpu else f"CPU with {os.cpu_count()} cores, {torch.get_num_threads()} used"
+    gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = str(gpu) if gpu else f"CPU with {os.cpu_count()} cores, {torch.get_num_threads()} used"
     return (
         f"Python {platform.python_version()}, {packages}\n"
         f"notebooks compute on the CPU in float32: results then differ least between machines\n"

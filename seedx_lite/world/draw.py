@@ -55,8 +55,7 @@ def render_truth(scene: Scene, supersample: int = 4) -> tuple[Image.Image, Truth
 def _paint(scene: Scene, scale: int, with_truth: bool) -> tuple[Image.Image, Truth | None]:
     if not 1 <= scale <= 8:
         raise ValueError(f"render: supersample 1 to 8 expected, got {scale}")
-    rng = np.random.default_rng([scene.style.seed, 1])
-    canvas = _cast_shadows(_background(scene, scale, rng), scene)
+    canvas = _cast_shadows(_background(scene, scale), scene)
     truth = _TruthMaps(scene, scale) if with_truth else None
     for index in scene.by_depth:
         thing = scene.things[index]
@@ -76,7 +75,8 @@ def _paint(scene: Scene, scale: int, with_truth: bool) -> tuple[Image.Image, Tru
     if scene.style.blur:
         picture = picture.filter(ImageFilter.GaussianBlur(scene.style.blur))
     if scene.style.grain:
-        noisy = np.asarray(picture, np.float32) + rng.normal(0, scene.style.grain, picture.size[::-1])[..., None]
+        grain = _chance(scene, "grain").normal(0, scene.style.grain, picture.size[::-1])
+        noisy = np.asarray(picture, np.float32) + grain[..., None]
         picture = Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8))
     return picture, truth and truth.finish()
 
@@ -126,23 +126,29 @@ class _TruthMaps:
         return blocks.mean((2, 4), dtype=np.float32) >= 0.5
 
 
-def _background(scene: Scene, scale: int, rng: np.random.Generator) -> Image.Image:
+def _chance(scene: Scene, layer: str) -> np.random.Generator:
+    """What is left to chance in one layer; each has its own, so that an edit of one leaves the others as they were."""
+    return np.random.default_rng([scene.style.seed, 1, *layer.encode()])
+
+
+def _background(scene: Scene, scale: int) -> Image.Image:
     """Sky, sun or moon, clouds or stars, hills, ground."""
     width, height, unit = scene.width * scale, scene.height * scale, scene.short * scale
     line = round(scene.horizon * height)
     strength = scene.style.palette * 0.6
-    sky = _gradient([jittered(c, rng, strength) for c in SKY[scene.sky]], line)
-    far_near = [jittered(c, rng, strength) for c in GROUND[scene.ground]]
+    above, below = _chance(scene, "sky"), _chance(scene, "ground")
+    sky = _gradient([jittered(c, above, strength) for c in SKY[scene.sky]], line)
+    far_near = [jittered(c, below, strength) for c in GROUND[scene.ground]]
     ground = _gradient([_tinted(c, GROUND_TINT[scene.sky]) for c in far_near], height - line)
     column = np.concatenate([sky, ground])[:, None].astype(np.uint8)
     canvas = Image.fromarray(np.repeat(column, width, axis=1))
     pen = ImageDraw.Draw(canvas)
-    below = canvas.crop((0, line, width, height))
-    _sky_lights(scene, pen, width, line, unit, rng)
-    canvas.paste(below, (0, line))  # the sun sets behind the ground
-    _hills(scene, pen, width, line, unit, rng)
+    earth = canvas.crop((0, line, width, height))
+    _sky_lights(scene, pen, width, line, unit, above)
+    canvas.paste(earth, (0, line))  # the sun sets behind the ground
+    _hills(scene, pen, width, line, unit, _chance(scene, "hills"))
     if scene.style.texture:
-        _ground_texture(scene, pen, width, height, line, unit, rng)
+        _ground_texture(scene, pen, width, height, line, unit, below)
     return canvas
 
 
@@ -220,16 +226,13 @@ def _ground_texture(scene: Scene, pen, width: int, height: int, line: int, unit:
 
 
 def _cast_shadows(canvas: Image.Image, scene: Scene) -> Image.Image:
-    """Soft ellipses at the feet, stretched away from the light and long at sunset; on the ground, never on things."""
+    """Soft ellipses, see `Scene.shadow`; on the ground, never on things."""
     shadow = Image.new("L", (scene.width, scene.height), 0)  # soft anyway: small is enough
     pen = ImageDraw.Draw(shadow)
-    reach, dark = {"day": (0.20, 90), "sunset": (0.55, 96), "night": (0.15, 110)}[scene.sky]
+    dark = {"day": 90, "sunset": 96, "night": 110}[scene.sky]
     for thing in scene.things:
-        left, _, right, foot = scene.box(thing)
-        away = (thing.x - scene.light) * reach * thing.size * scene.short
-        left, right, y = left * scene.width, right * scene.width, foot * scene.height
-        thick = 0.055 * thing.size * scene.short + 0.6
-        pen.ellipse((min(left, left + away), y - 1.6 * thick, max(right, right + away), y + thick), fill=dark)
+        left, top, right, bottom = scene.shadow(thing)
+        pen.ellipse((left * scene.width, top * scene.height, right * scene.width, bottom * scene.height), fill=dark)
     pen.rectangle((0, 0, scene.width, round(scene.horizon * scene.height) - 1), fill=0)
     shadow = shadow.filter(ImageFilter.GaussianBlur(0.012 * scene.short)).resize(canvas.size, Image.BILINEAR)
     return ImageChops.multiply(canvas, ImageChops.invert(shadow).convert("RGB"))

@@ -23,8 +23,8 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Edit:
-    """kind: one of `EDITS`. changed: boxes (left, top, right, bottom, fractions) of what changes, before and
-    after; the whole picture for a new sky, since its light falls on everything."""
+    """kind: one of `EDITS`. changed: boxes (left, top, right, bottom, fractions) of what changes, before and after,
+    shadows included; the whole picture for a new sky, since its light falls on everything."""
 
     kind: str
     source: Scene
@@ -70,8 +70,13 @@ def _edit(
     things = [after if thing is before else thing for thing in source.things] + [after] * (before is None)
     target = replace(source, things=tuple(thing for thing in things if thing))
     instruction = choose.pick(EDIT_TEMPLATES[templates]).format(thing=name, **words)
-    changed = tuple(source.box(thing) for thing in (before, after) if thing)
+    changed = tuple(_with_shadow(source, thing) for thing in (before, after) if thing)
     return Edit(templates.split()[0], source, target, instruction, changed)
+
+
+def _with_shadow(scene: Scene, thing: Thing) -> Box:
+    (l1, t1, r1, b1), (l2, t2, r2, b2) = scene.box(thing), scene.shadow(thing)
+    return min(l1, l2), min(t1, t2), max(r1, r2), max(b1, b2)
 
 
 def _other(choose: Choices, options: tuple[str, ...], old: str) -> str:

@@ -8,7 +8,6 @@ Every sentence is a function of a `Scene` and a generator, in a grammar small fo
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import chain, combinations, permutations
 
 import numpy as np
@@ -50,13 +49,14 @@ DETECTION_PROMPT = "{caption} [[ " + BOX_START  # the model goes on with `<loc-â
 _BOX = re.compile(BOX_START + r"((?:<loc-\d+>)*)" + BOX_END)
 _ANY_BOX = re.compile(rf"{BOX_START}.*?(?:{BOX_END}|$)", re.DOTALL)  # also a broken one
 
+WORD = r"<[^<>\s]+>|\[\[|\]\]|[a-z]+|\d|[^\sa-z\d]"
 CLEAR_STEP = 0.12  # of the width: closer things are not called left or right of each other
 CLEAR_BORDER = 0.03  # of the width: nearer to the border of a third, a place is not asked for
 
 
 def words(text: str) -> list[str]:
     """Words, punctuation marks and `<â€¦>` tokens of a text, in lower case: what word-level tokenizers take."""
-    return re.findall(r"<[^<>\s]+>|\[\[|\]\]|[a-z]+|\d|[^\sa-z\d]", text.lower())
+    return re.findall(WORD, text.lower())
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -137,7 +137,7 @@ _VERB_FORMS = (" {s}", " is {ing}")  # `waves`, `is waving`
 def full_caption(scene: Scene, rng: Rng) -> str:
     """Names everything that is scored: kind, colour, pose and place of each thing, sky and ground.
 
-    Under 40 words for three things. Those of one third stay in reading order, for `read_caption`.
+    Under 40 words for three things. Those of one third stay in reading order, so that the caption can be read back.
     """
     choose = Choices(rng)
     order = choose.pick(permutations(dict.fromkeys(thing.place for thing in scene.from_left)))
@@ -193,55 +193,6 @@ def caption(scene: Scene, detail: str, rng: Rng) -> str:
     if detail not in DETAILS:
         raise ValueError(f"caption: detail is one of {', '.join(DETAILS)}, got {detail!r}")
     return DETAILS[detail](scene, rng)
-
-
-@dataclass(frozen=True)
-class Statement:
-    """What a caption says, with None for what it leaves open; things are (place, kind, colour, pose)."""
-
-    sky: str | None
-    ground: str | None
-    things: tuple[tuple, ...]
-
-    @property
-    def content(self) -> tuple:
-        """As `Scene.content`."""
-        return (self.sky, self.ground, *self.things)
-
-
-def _any(options: Iterable[str]) -> str:
-    return f"({'|'.join(options)})"
-
-
-def _inverse(phrases: dict[str, str]) -> dict[str, str]:
-    return {phrase: name for name, phrase in phrases.items()}
-
-
-_PLACE_OF, _GROUND_OF, _SKY_OF = map(_inverse, (PLACE_PHRASES, GROUND_NAMES, SKY_PHRASES))
-_POSE_OF = {form: pose for pose, (_, verb) in VERBS.items() for form in (pose, verb)}
-_THING = re.compile(
-    rf"(?:{_any(_PLACE_OF)} )?an? (?:{_any(COLOURS)} )?{_any(KINDS)}"
-    rf"(?: in an? {_any(COLOURS)} shirt)?(?: (?:is )?{_any(_POSE_OF)})?(?: {_any(_PLACE_OF)})?"
-)
-_GROUND = re.compile(rf"on {_any(_GROUND_OF)}")
-_SKY = re.compile(_any(_SKY_OF))
-
-
-def read_caption(text: str) -> Statement:
-    """The statement behind any caption of this grammar; relations such as `beside` are passed over. Raises ValueError
-    naming the words that it cannot read."""
-    things = []
-    for before, colour, kind, shirt, verb, after in _THING.findall(text):
-        pose = _POSE_OF.get(verb) if kind == "person" else ""
-        things.append((_PLACE_OF.get(before or after), kind, colour or shirt or None, pose))
-    if all(place for place, *_ in things):
-        things.sort(key=lambda thing: PLACES.index(thing[0]))
-    left = _THING.sub(" ", text)
-    grounds, skies = _GROUND.findall(left), _SKY.findall(left)
-    left = re.sub(r"\b(beside|to the (left|right) of|and)\b|,", " ", _SKY.sub(" ", _GROUND.sub(" ", left))).split()
-    if left or not things or len(grounds) > 1 or len(skies) > 1:
-        raise ValueError(f"not a caption of this world: {text!r}; not understood: {' '.join(left) or 'the whole'}")
-    return Statement(_SKY_OF.get("".join(skies)), _GROUND_OF.get("".join(grounds)), tuple(things))
 
 
 def box_to_tokens(box: Sequence[float]) -> str:

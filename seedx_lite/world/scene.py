@@ -27,6 +27,7 @@ SHAPE = {  # height as a fraction of the shorter side, and width / height, of ea
     "standing": (0.50, 0.46), "waving": (0.52, 0.56), "sitting": (0.45, 0.66), "running": (0.49, 0.74),
     "cheering": (0.54, 0.62),
 }  # fmt: skip
+SHADOW_LENGTH = {"day": 0.20, "sunset": 0.55, "night": 0.15}  # in heights of the thing, for light from the far side
 SMALLEST_PERSON = 0.42  # 27 px of 64: limbs stay wide enough to be seen and measured
 MOST_COVERED = 0.22  # of a thing's box by the boxes before it; masks then keep 70 % visible
 MAX_SIDE = 4096  # px; larger pictures are refused
@@ -145,6 +146,14 @@ class Scene:
         half = height * thing.aspect / 2 / self.width
         return thing.x - half, (foot - height) / self.height, thing.x + half, foot / self.height
 
+    def shadow(self, thing: Thing) -> tuple[float, float, float, float]:
+        """The same for its shadow: on the ground at its foot, stretched away from the light and long at sunset."""
+        left, _, right, foot = self.box(thing)
+        length = thing.size * self.short
+        away = (thing.x - self.light) * SHADOW_LENGTH[self.sky] * length / self.width
+        thick = (0.055 * length + 0.6) / self.height
+        return min(left, left + away), foot - 1.6 * thick, max(right, right + away), foot + thick
+
     def to_dict(self) -> dict:
         """Plain types, for JSON."""
         return asdict(self)
@@ -193,7 +202,9 @@ def is_clear(scene: Scene) -> bool:
 
 
 def most_things(width: int, height: int) -> int:
-    """How many things fit: 3 in a square, more in a wide picture (at most 8), fewer in a tall one."""
+    """How many things fit: 3 in a square, more in a wide picture (at most 8), fewer in a tall one. Raises ValueError
+    for sides that no scene may have."""
+    Scene((), width=width, height=height)
     return max(1, min(8, round(3 * width / height) if width >= height else int(3 * width / height + 0.5)))
 
 

@@ -69,7 +69,7 @@ def test_drawn_once_and_again_when_the_drawing_changes(tmp_path, monkeypatch):
         for other in ({"split": "test"}, {"count": 4}, {"mix": "broad"}, {"grid": 8}):
             with pytest.raises(TypeError):
                 draw_scenes(**{"split": "train", "count": 3, "size": (16, 16), "cache": tmp_path, **other})
-    monkeypatch.setattr(module, "_drawing_code", lambda: "changed")
+    monkeypatch.setattr(module, "world_hash", lambda without: "changed")
     draw_scenes("train", 3, size=(16, 16), cache=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["train-narrow-16x16-16-3-changed"]
 
@@ -79,11 +79,11 @@ def test_words_do_not_redraw(tmp_path, monkeypatch):
     for name in ("__init__.py", "draw.py", "language.py"):
         (tmp_path / name).write_text("a = 1")
     monkeypatch.setattr(module.world, "__file__", str(tmp_path / "__init__.py"))
-    before = module._drawing_code()
+    before = module.world_hash(module.WORDS)
     (tmp_path / "language.py").write_text("a = 2")
-    assert module._drawing_code() == before
+    assert module.world_hash(module.WORDS) == before
     (tmp_path / "draw.py").write_text("a = 2")
-    assert module._drawing_code() != before
+    assert module.world_hash(module.WORDS) != before
 
 
 def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):

@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
-from seedx_lite.evaluation.reconstruction import Target, colour_error, judge, main_colours, thing_iou
+from seedx_lite.data.drawn import draw_scenes
+from seedx_lite.evaluation.reconstruction import Target, colour_error, judge, main_colours, nearest_pictures, thing_iou
 from seedx_lite.evaluation.statistics import agreement, interval
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.world.scene import Scene, Thing, sample_scene
 
 
@@ -111,3 +114,16 @@ def test_agreement():
         assert agreement(stored, wrong, tolerance).startswith("DISAGREES")
     with pytest.raises(ValueError, match="compare like with like"):
         agreement(stored, {"colour_error": [1.0], "thing_iou": [1.0]}, tolerance)
+
+
+def test_nearest_picture_of_a_training_picture_is_itself(detokenizer_parts):
+    """Bugs: a baseline that is weak because what all pictures share hides what they differ in; a batch left out."""
+    pipe = DetokenizerPipeline(**detokenizer_parts, vit_down=4)
+    training = draw_scenes("train", 70, size=(32, 32)).pictures
+    chosen = [0, 3, 64, 69]
+    found = nearest_pictures(pipe, training[chosen], training)
+    assert found == {"nearest_mean": chosen, "nearest": chosen}
+    with torch.no_grad():
+        pipe.vit.ln_post.bias += 50  # the same for all
+        assert nearest_pictures(pipe, training[chosen], training) == found
+        pipe.vit.ln_post.bias -= 50

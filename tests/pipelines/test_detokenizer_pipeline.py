@@ -132,7 +132,7 @@ def test_round_trip(pipe, pictures, tmp_path):
     assert loaded.config.vit_down == 16 and loaded.scheduler.config.prediction_type == "v_prediction"
     assert not list(tmp_path.rglob("*.bin"))
     (tmp_path / "scheduler" / "scheduler_config.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"scheduler_config\.json is missing"):
+    with pytest.raises(ValueError, match=r"scheduler_config\.json is missing"):
         DetokenizerPipeline.from_pretrained(tmp_path)
 
 
