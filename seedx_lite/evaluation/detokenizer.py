@@ -177,9 +177,9 @@ def table(record: Mapping[str, Any]) -> str:
     rows = [(names[name], row) for name, row in record["summary"].items()]
     rows += [(f"ours - {BASELINES[name]}", row) for name, row in record["differences"].items()]
     title = f"{len(record['indices'])} held-out scenes, means [95 %]"
-    lines = [f"{title:<57}{'colour error':<20}thing IoU"]
+    lines = [f"{title:<57}{'colour error':<22}thing IoU"]
     for name, row in rows:
         error, iou = row["colour_error"], row["thing_iou"]
         told = f"{error['mean']:.1f} [{error['low']:.1f}, {error['high']:.1f}]"
-        lines.append(f"{name:<57}{told:<20}{iou['mean']:.3f} [{iou['low']:.3f}, {iou['high']:.3f}]")
+        lines.append(f"{name:<57}{told:<22}{iou['mean']:.3f} [{iou['low']:.3f}, {iou['high']:.3f}]")
     return "\n".join(lines)
