@@ -88,8 +88,7 @@ def test_table_of_notebooks():
     assert [file for _, file, *_ in rows] == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
     for file, _, question, seconds in rows:
         assert question.endswith("?"), file
-        shipped = (ROOT / "data_samples/checkpoints/lite/detokenizer-stage1/artifact.json").is_file()
-        assert bool(re.search(r"\d", seconds)) == shipped, f"{file}: a time is given as soon as weights are shipped"
+        assert re.fullmatch(r"\d+ s", seconds.strip()), file
 
 
 def test_official_files_of_the_map_are_named():

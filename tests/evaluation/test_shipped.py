@@ -1,6 +1,5 @@
 """The numbers that are committed belong to the weights that are committed, and to no others."""
 
-import pytest
 import torch
 
 from seedx_lite.artifacts import SHIPPED, project_path, read_manifest
@@ -18,9 +17,6 @@ def test_shipped_detokenizer_has_the_recorded_numbers():
     """Bugs: weights retrained without measuring again; a check so loose that other weights pass."""
     folders = {name: project_path(SHIPPED) / "lite" / stage for name, stage in FOLDERS.items()}
     record = load_record(RECORD, "lite")
-    missing = [str(folder) for folder in folders.values() if not (folder / "artifact.json").exists()]
-    if missing or record is None:
-        pytest.skip(f"not shipped yet: {', '.join(missing) or 'the record'}")
     assert record["artifacts"] == {name: read_manifest(folder)["id"] for name, folder in folders.items()}
     pipe = DetokenizerPipeline.from_artifacts(**folders)
     pipe.set_progress_bar_config(disable=True)
