@@ -97,9 +97,9 @@ def test_training_commands_pass_everything_on(capsys, monkeypatch, command, modu
 
 def test_reproduce_passes_parameters(capsys, monkeypatch, tmp_path):
     """Bug: `reproduce --preset smoke` runs notebooks at lite, or passes defaults that a notebook lacks."""
-    calls = []
+    calls, trained = [], []
     monkeypatch.chdir(tmp_path)
-    trained = []
+    monkeypatch.delenv("SEEDX_LITE_RUNS", raising=False)
     monkeypatch.setattr("seedx_lite.report.reproduce", lambda *a, **k: calls.append((a, k)) or 0)
     monkeypatch.setattr(cli, "_run", lambda group, name, *_, retrain: trained.append((name, retrain)))
     assert run(capsys, "reproduce")[0] == 0

@@ -11,6 +11,7 @@ from seedx_lite.models.detokenizer import (
     widen_conv_in,
 )
 from seedx_lite.models.resamplers import ResamplerXLV2
+from seedx_lite.models.vit import pool_embeddings
 
 TOKENS, POOLED, K = 16, 4, 12
 
@@ -95,7 +96,9 @@ def test_pooling_of_both_branches():
     zero, tokens = torch.randn(1, TOKENS, K), torch.randn(2, TOKENS, K)
     adapter = make_adapter()
     from_tokens = adapter.get_image_embeds(zero, image_tokens=tokens)
-    from_embeds = adapter.get_image_embeds(zero, image_embeds=adapter.pool(tokens))
+    from_embeds = adapter.get_image_embeds(
+        zero, image_embeds=pool_embeddings(tokens, TOKENS // adapter.config["vit_down"])
+    )
     for one, other in zip(from_tokens, from_embeds, strict=True):
         assert len(one) == 2 and torch.allclose(one, other, atol=1e-6)
     official = make_adapter(official=True)
