@@ -15,9 +15,9 @@ PAGE = Path(__file__).with_suffix(".html")
 
 
 class Figure(NamedTuple):
-    """One picture of a notebook."""
+    """The pictures of one cell of a notebook; none in a cell tagged `report`, whose numbers are the point."""
 
-    png: str  # in base64
+    pngs: list[str]  # in base64
     caption: str  # Markdown
     numbers: str  # what its cell printed
 
@@ -80,15 +80,17 @@ def read_chapter(notebook: Any, path: Path) -> Chapter:
                     caption = text
         elif cell.cell_type == "code":
             numbers = "\n".join(text for text in map(_text, cell.outputs) if text)
-            pictures = (output.get("data", {}).get("image/png") for output in cell.outputs)
-            figures += [Figure("".join(png.split()), caption, numbers) for png in pictures if png]
+            data = [output.get("data", {}) for output in cell.outputs]
+            pngs = ["".join(entry["image/png"].split()) for entry in data if "image/png" in entry]
+            if pngs or "report" in cell.metadata.get("tags", ()):
+                figures.append(Figure(pngs, caption, numbers))
     return Chapter(path, next(iter(titles), path.stem), next(iter(questions), ""), figures)
 
 
 def _text(output: Any) -> str:
     """What an output of a cell says; progress bars and the names of objects say nothing."""
     text = output.text if output.get("name") == "stdout" else output.get("data", {}).get("text/plain", "")
-    return "" if text.startswith("<") else ANSI.sub("", text).strip("\n")
+    return "" if re.match("<|.*it/s]", text) else ANSI.sub("", text).strip("\n")
 
 
 def reproduce(notebooks: str | Path, folder: str | Path, parameters: dict[str, Any], only: str = "") -> int:

@@ -51,7 +51,7 @@ def parse_object(line: bytes) -> dict:
         return dict(pairs)
 
     try:
-        record = json.loads(line.decode(), object_pairs_hook=once)
+        record = json.loads(line.decode().strip(), object_pairs_hook=once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"no JSON object in UTF-8 ({error}); write one {{...}}") from error
     if not isinstance(record, dict):

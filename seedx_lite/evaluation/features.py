@@ -76,7 +76,7 @@ def reading(read: dict[str, Tensor], truth: Drawn) -> dict[str, Any]:
     """
     things = truth.kind >= FIRST["kind"]
     right = {name: read[name].argmax(-1).numpy() == getattr(truth, name) for name in ("kind", "colour", "part", "pose")}
-    found = _near(read["box"][..., :2].numpy(), truth.box[..., :2])
+    found = np.linalg.norm(read["box"][..., :2].numpy() - truth.box[..., :2], axis=-1) <= NEAR
     return {
         "kind": float(right["kind"].mean()),
         "kind_on_things": float(right["kind"][things].mean()),
@@ -112,7 +112,7 @@ def probe(fit: Sample, test: Sample, n: int) -> dict[str, float]:
     told = fit_linear(x, _places(fit, n))(x_test)
     row_error, column_error = np.abs(told - _places(test, n)).mean(axis=0).tolist()
     (on, centres), (on_test, centres_test) = _centres(fit, n), _centres(test, n)
-    near = _near(fit_linear(x[on], centres[on])(x_test[on_test]), centres_test[on_test])
+    near = np.linalg.norm(fit_linear(x[on], centres[on])(x_test[on_test]) - centres_test[on_test], axis=-1) <= NEAR
     there, there_test = ((s.truth.kind >= FIRST["kind"]).reshape(len(s.tokens) * n, -1) for s in (fit, test))
     told = fit_linear(x, there)(x_test) > 0.5
     things = (told & there_test).sum() / (told | there_test).sum()
@@ -208,10 +208,6 @@ def evaluate(vit_folder: str | Path, runs: str | Path = "runs") -> Path:
     record = vit_report(vit_folder)
     change = largest_difference(record, vit_report(vit_folder, as_shipped=True))
     return save_record("vit", record | {"tolerance": max(0.005, 3 * change)}, runs)
-
-
-def _near(told: np.ndarray, true: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(told - true, axis=-1) <= NEAR
 
 
 def _grid(count: int) -> Tensor:
