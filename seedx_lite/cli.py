@@ -5,6 +5,7 @@ one line, `error: …`, and exit status 1; one in the command line itself in exi
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -30,6 +31,7 @@ EVALUATIONS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # else it warns of torchvision, which nothing here needs
     parser = build_parser()
     # Overrides may stand before, between and after options, which argparse cannot say of positionals.
     args, rest = parser.parse_known_args(argv)
