@@ -60,7 +60,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     top = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = _command(top, "doctor", _doctor, "check Python, packages, hardware and artifacts")
+    command = _command(
+        top, "doctor", lambda args: doctor.examine(args.runs), "check Python, packages, hardware and artifacts"
+    )
     command.add_argument("--runs", default="runs", help="folder of results (runs)")
 
     data = _group(top, "data", "sample data in the three official formats")
@@ -88,7 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--notebooks", default="notebooks", help="folder of notebooks (notebooks)")
     command.add_argument("--only", default="", help="only notebooks whose name contains this")
 
-    command = _command(top, "ship", _ship, "copy finished artifacts and all records to where they are committed")
+    command = _command(
+        top, "ship", _ship, "copy finished artifacts, and the records of lite, to where they are committed"
+    )
     command.add_argument("stages", nargs="*", help="e.g. vit sdxl detokenizer-stage1")
     command.add_argument("--preset", default="lite", help="whose artifacts (lite)")
     command.add_argument("--runs", default="runs", help="folder of results (runs)")
@@ -113,10 +117,6 @@ def _stage(commands, name: str, run, text: str, **defaults) -> argparse.Argument
     command.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
     command.add_argument("--runs", default="runs", help="folder of results (runs)")
     return command
-
-
-def _doctor(args) -> int:
-    return doctor.examine(args.runs)
 
 
 def _data_build(args) -> None:
@@ -164,14 +164,15 @@ def _reproduce(args) -> int:
     from seedx_lite import artifacts, report
 
     preset = load_preset(args.preset)
-    for group, stages in TRAININGS.items() if args.retrain else ():  # once, not in each notebook again
-        for name in stages:
-            _run(group, name, preset, args, retrain=True)
     defaults = {"preset": "lite", "seed": 0, "runs": "runs"}
     given = {name: value for name in defaults if (value := getattr(args, name)) != defaults[name]}
     given |= OmegaConf.to_container(OmegaConf.from_dotlist(args.overrides))  # values as in YAML: true, 3, [1, 2], text
     if args.preset.endswith((".yaml", ".yml")):
         given["preset"] = str(Path(args.preset).resolve())  # notebooks run in another folder
+    report.find_notebooks(args.notebooks, given, args.only)  # a slip shows before hours of training
+    for group, stages in TRAININGS.items() if args.retrain else ():  # once, not in each notebook again
+        for name in stages:
+            _run(group, name, preset, args, retrain=True)
     folder = artifacts.project_path(args.runs) / preset.name
     return report.reproduce(args.notebooks, folder, given, only=args.only)
 
@@ -181,5 +182,5 @@ def _ship(args) -> None:
     from seedx_lite.evaluation.records import ship_records
 
     preset = load_preset(args.preset).name
-    for path in (*ship(preset, args.stages, runs=args.runs), *ship_records(preset, args.runs)):
+    for path in (*ship(preset, args.stages, runs=args.runs), *(ship_records(args.runs) if preset == "lite" else ())):
         print(f"shipped: {path}")

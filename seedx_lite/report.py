@@ -93,15 +93,20 @@ def _text(output: Any) -> str:
     return "" if re.match("<|.*it/s]", text) else ANSI.sub("", text).strip("\n")
 
 
-def reproduce(notebooks: str | Path, folder: str | Path, parameters: dict[str, Any], only: str = "") -> int:
-    """Run all notebooks and write `folder`/report.html; the exit status is 1 if one of them failed. Raises, before any
-    has run, FileNotFoundError without notebooks and ValueError on a parameter that one does not have."""
+def find_notebooks(notebooks: str | Path, parameters: dict[str, Any], only: str = "") -> list[Path]:
+    """The notebooks to run. Raises FileNotFoundError if there is none and ValueError on a parameter that one lacks."""
     paths = sorted(path for path in Path(notebooks).glob("*.ipynb") if only in path.stem)
     if not paths:
         what, remedy = f" named *{only}*" if only else "", "run this in the repository, or give --notebooks FOLDER"
         raise FileNotFoundError(f"no notebook{what} in {Path(notebooks).resolve()}: {remedy}")
     for path in paths:
         check_parameters(path, parameters)
+    return paths
+
+
+def reproduce(notebooks: str | Path, folder: str | Path, parameters: dict[str, Any], only: str = "") -> int:
+    """Run all notebooks, write `folder`/report.html; returns 1 if one failed, else 0. Raises as `find_notebooks`."""
+    paths = find_notebooks(notebooks, parameters, only)
     folder, chapters = Path(folder), []
     for number, path in enumerate(paths, 1):
         print(f"[{number}/{len(paths)}] {path.stem}", flush=True)
@@ -122,8 +127,6 @@ def render(chapters: list[Chapter], parameters: dict[str, Any], folder: Path) ->
     page.filters |= {"markdown": _inline, "link": lambda path: os.path.relpath(path, folder)}
     return page.from_string(PAGE.read_text(encoding="utf-8")).render(
         chapters=chapters,
-        failed=sum(bool(chapter.failure) for chapter in chapters),
-        minutes=sum(chapter.seconds for chapter in chapters) / 60,
         chosen=", ".join(f"{name}={value}" for name, value in parameters.items()) or "their defaults",
         cores=f"{os.cpu_count()} cores ({platform.machine()})",
         software=f"Python {platform.python_version()}, torch {version('torch')}, {time.strftime('%Y-%m-%d %H:%M')}",

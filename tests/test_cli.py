@@ -101,11 +101,13 @@ def test_reproduce_passes_parameters(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SEEDX_LITE_RUNS", raising=False)
     monkeypatch.setattr("seedx_lite.report.reproduce", lambda *a, **k: calls.append((a, k)) or 0)
+    monkeypatch.setattr("seedx_lite.report.find_notebooks", lambda *_: calls and trained.append("looked"))
     monkeypatch.setattr(cli, "_run", lambda group, name, *_, retrain: trained.append((name, retrain)))
     assert run(capsys, "reproduce")[0] == 0
     assert run(capsys, "reproduce", "scenes=3", "--preset", "smoke", "--retrain", "--only", "00", "names=[a,b]")[0] == 0
     first, second = calls
     assert first[0] == ("notebooks", tmp_path / "runs/lite", {})
+    assert trained.pop(0) == "looked", "a slip shows before the training, not hours later"
     assert trained == [("vit", True), ("sdxl", True), ("detokenizer", True)], "once, in their order"
     given = {"preset": "smoke", "scenes": 3, "names": ["a", "b"]}
     assert second == (("notebooks", tmp_path / "runs/smoke", given), {"only": "00"})

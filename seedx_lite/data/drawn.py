@@ -27,6 +27,7 @@ COLOUR_CLASSES = ("none", *COLOURS)
 PART_CLASSES = ("none", *PARTS)
 POSE_CLASSES = ("none", *POSES)
 EMPHASIS = 4.0  # how much more a thing counts than background, see `thing_weights`
+Size = tuple[int, int]  # (width, height) in px
 PROCESSES, CHUNK = 2, 64  # chunk: scenes handed to a process at a time
 WORDS = ("language.py", "questions.py", "edits.py")  # of the world, but not of how it looks
 
@@ -48,18 +49,13 @@ class Drawn:
     box: np.ndarray
 
 
-def scenes(split: str, count: int, mix: str = "narrow", size: tuple[int, int] = (64, 64)) -> list[Scene]:
-    """The first `count` scenes of a split; `size` is (width, height) in px."""
+def scenes(split: str, count: int, mix: str = "narrow", size: Size = (64, 64)) -> list[Scene]:
+    """The first `count` scenes of a split."""
     return [sample_scene(index, split, mix, size) for index in range(count)]
 
 
 def draw_scenes(
-    split: str,
-    count: int,
-    mix: str = "narrow",
-    size: tuple[int, int] = (64, 64),
-    grid: int = 16,
-    cache: str | Path | None = None,
+    split: str, count: int, mix: str = "narrow", size: Size = (64, 64), grid: int = 16, cache: str | Path | None = None
 ) -> Drawn:
     """Draws `scenes(split, count, mix, size)`; with a `cache`, maps them read-only from a folder in it, which appears
     whole or not at all; changed drawing code makes a new one in place of it. Raises ValueError for `count` < 1, sides
@@ -69,15 +65,14 @@ def draw_scenes(
     if size[0] % grid or size[1] % grid:
         raise ValueError(f"draw_scenes: sides that are multiples of the grid {grid} expected, got {size}")
     name = f"{split}-{mix}-{size[0]}x{size[1]}-{grid}-{count}"
-    if cache is None:
-        with tempfile.TemporaryDirectory() as folder:
-            _draw_into(Path(folder), name, range(count), split, mix, size, grid)
-            return _load(Path(folder), mapped=False)
-    folder = Path(cache) / f"{name}-{world_hash(WORDS)}"
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = None if cache is None else Path(cache) / f"{name}-{world_hash(WORDS)}"
+    if folder is None or not folder.is_dir():
+        if folder is not None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as draft:
             _draw_into(Path(draft), name, range(count), split, mix, size, grid)
+            if folder is None:
+                return _load(Path(draft), mapped=False)
             with suppress(OSError):  # another process was first
                 Path(draft).rename(folder)
         for old in folder.parent.glob(f"{name}-*"):
@@ -96,11 +91,11 @@ def thing_weights(kind, emphasis: float = EMPHASIS):
 
 
 def _load(folder: Path, mapped: bool) -> Drawn:
-    mode = "r" if mapped else None
-    return Drawn(**{field.name: np.load(folder / f"{field.name}.npy", mmap_mode=mode) for field in fields(Drawn)})
+    files = {field.name: folder / f"{field.name}.npy" for field in fields(Drawn)}
+    return Drawn(**{name: np.load(file, mmap_mode="r" if mapped else None) for name, file in files.items()})
 
 
-def _draw_into(folder: Path, name: str, indices: range, split: str, mix: str, size: tuple[int, int], grid: int) -> None:
+def _draw_into(folder: Path, name: str, indices: range, split: str, mix: str, size: Size, grid: int) -> None:
     """Writes one .npy file for each field of `Drawn`."""
     from tqdm.auto import tqdm
 
@@ -120,7 +115,7 @@ def _draw_into(folder: Path, name: str, indices: range, split: str, mix: str, si
             bar.update(len(chunk))
 
 
-def _draw_chunk(indices: range, split: str, mix: str, size: tuple[int, int], grid: int) -> Drawn:
+def _draw_chunk(indices: range, split: str, mix: str, size: Size, grid: int) -> Drawn:
     rows = [_draw_one(sample_scene(index, split, mix, size), grid) for index in indices]
     return Drawn(*(np.stack(column) for column in zip(*rows, strict=True)))
 

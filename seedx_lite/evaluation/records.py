@@ -22,8 +22,12 @@ SHIPPED = "data_samples/results"
 
 def record_path(name: str, preset: str, seed: int = 0, runs: str | Path = "runs") -> Path:
     """Where the record of a preset and seed is, or would be written to."""
-    path, shipped = project_path(runs) / preset / f"{name}-seed{seed}.json", project_path(SHIPPED) / f"{name}.json"
+    path, shipped = _measured(name, preset, seed, runs), project_path(SHIPPED) / f"{name}.json"
     return shipped if (preset, seed) == ("lite", 0) and not path.is_file() and shipped.is_file() else path
+
+
+def _measured(name: str, preset: str, seed: int, runs: str | Path) -> Path:
+    return project_path(runs) / preset / f"{name}-seed{seed}.json"
 
 
 def save_record(name: str, record: Mapping[str, Any], runs: str | Path = "runs") -> Path:
@@ -31,7 +35,7 @@ def save_record(name: str, record: Mapping[str, Any], runs: str | Path = "runs")
     text = json.dumps(_rounded(record), indent=1, ensure_ascii=False)
     innermost = r"[\[{][^\[\]{}]*[\]}]"  # strings in JSON hold no line breaks, so joining lines changes no value
     text = re.sub(innermost, lambda found: re.sub(r"\n *", " ", found[0]), text)
-    path = project_path(runs) / record["preset"] / f"{name}-seed{record['seed']}.json"
+    path = _measured(name, record["preset"], record["seed"], runs)
     with replacing(path) as draft:
         draft.write_text(text + "\n", encoding="utf-8")
     return path
@@ -51,9 +55,9 @@ def load_record(name: str, preset: str, seed: int = 0, runs: str | Path = "runs"
         raise ValueError(f"{path} is damaged ({error!r}); `git checkout` restores it, or measure it anew") from error
 
 
-def ship_records(preset: str, runs: str | Path = "runs") -> list[Path]:
-    """Copies the records of a preset at seed 0, and the pictures beside them, to where they are committed."""
-    found = [path for path in (project_path(runs) / preset).glob("*-seed0.*") if path.suffix in (".json", ".png")]
+def ship_records(runs: str | Path = "runs") -> list[Path]:
+    """Copies the records of `lite` at seed 0, and the pictures beside them, to where they are committed."""
+    found = [path for path in (project_path(runs) / "lite").glob("*-seed0.*") if path.suffix in (".json", ".png")]
     return [shutil.copyfile(path, project_path(SHIPPED) / path.name.replace("-seed0", "")) for path in sorted(found)]
 
 

@@ -104,17 +104,14 @@ def class_colours(indices: Any, names: Sequence[str]) -> np.ndarray:
 
 
 def class_map(
-    indices: Mapping[str, Sequence[Any]],
-    names: Sequence[str],
-    pictures: Mapping[str, Sequence[Any]] | None = None,
-    scale: float = 1.0,
+    indices: Mapping[str, Sequence[Any]], names: Sequence[str], pictures: Mapping[str, Sequence[Any]] | None = None
 ) -> Figure:
     """Rows of class maps, with a legend of the classes that occur in them.
 
     indices: row label → class numbers [T] of each picture. pictures: rows of plain pictures to show above.
     """
     maps = {label: [class_colours(one, names) for one in row] for label, row in indices.items()}
-    figure = picture_grid({**(pictures or {}), **maps}, scale=scale)
+    figure = picture_grid({**(pictures or {}), **maps})
     used = sorted({int(i) for row in indices.values() for one in row for i in np.unique(np.asarray(one))})
     handles = [plt.Rectangle((0, 0), 1, 1, color=CLASS_COLOURS[names[i]], label=names[i]) for i in used]
     height, left = figure.get_size_inches()[1], figure.axes[0].get_position().x0

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from seedx_lite import artifacts, cli
 from seedx_lite.evaluation import detokenizer as module
+from seedx_lite.evaluation import records
 from seedx_lite.evaluation.detokenizer import RECORD, estimated_latents, evaluate
 from seedx_lite.evaluation.records import load_record
 from seedx_lite.models.detokenizer import SDXLAdapter
@@ -61,3 +63,16 @@ def test_estimated_latents(detokenizer_parts, kind):
     noisy = scheduler.add_noise(latents, noise, time)
     predicted = noise if kind == "epsilon" else scheduler.get_velocity(latents, noise, time)
     assert torch.allclose(estimated_latents(scheduler, predicted, noisy, 400), latents, atol=1e-5)
+
+
+def test_only_records_of_lite_are_shipped(tmp_path, monkeypatch):
+    """Bug: `ship` at another preset puts its numbers in the place of the committed ones."""
+    monkeypatch.setattr(records, "SHIPPED", tmp_path / "shipped")
+    (tmp_path / "shipped").mkdir()
+    for preset, seed in (("lite", 0), ("lite", 1), ("smoke", 0)):
+        records.save_record("mine", {"preset": preset, "seed": seed, "tolerance": 0.1}, tmp_path)
+    assert records.ship_records(tmp_path) == [tmp_path / "shipped" / "mine.json"]
+    assert json.loads((tmp_path / "shipped" / "mine.json").read_text())["preset"] == "lite"
+    monkeypatch.setattr(artifacts, "ship", lambda *_, **__: [])
+    monkeypatch.setattr(records, "ship_records", lambda _: pytest.fail("records of smoke shipped"))
+    assert cli.main(["ship", "--preset", "smoke"]) == 0
