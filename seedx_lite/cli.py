@@ -20,12 +20,18 @@ TRAININGS = {
     "pretrain": {
         "vit": ("vit", "vit", "the visual tokenizer, with its text encoders"),
         "sdxl": ("foundations", "sdxl", "the VAE and the text-to-image U-Net"),
+        "llama": ("llama", "llama", "the language model"),
+        "reader": ("reader", "reader", "the scene reader, which measures all pictures"),
+        "reader_2": ("reader", "reader_2", "the second scene reader, which checks the first"),
     },
     "train": {"detokenizer": ("detokenizer", "stage1", "the de-tokenizer, stage 1: pictures from visual embeddings")},
 }
-EVALUATIONS = {
-    "vit": "what the visual embeddings hold",
-    "detokenizer": "what survives reconstruction, beside baselines and ceilings",
+EVALUATIONS = {  # what is measured, and the stages whose artifacts that needs, as (group, stage)
+    "reader": ("how far the scene readers can be trusted", ("reader", "reader_2", "sdxl")),
+    "vit": ("what the visual embeddings hold", ("vit",)),
+    "sdxl": ("what pictures show of their captions", ("reader", "reader_2", "sdxl")),
+    "llama": ("how close the language model comes to the grammar", ("llama",)),
+    "detokenizer": ("what survives reconstruction, beside baselines and ceilings", ("vit", "sdxl")),
 }
 
 
@@ -81,8 +87,13 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--retrain", action="store_true", help="train even if a result is there")
 
     measure = _group(top, "evaluate", "measure on held-out scenes, and store the record that notebooks compare with")
-    for name, text in EVALUATIONS.items():
+    for name, (text, _) in EVALUATIONS.items():
         _stage(measure, name, _evaluate, f"measure {text}", target=name)
+
+    command = _stage(top, "bench", _bench, "measure how fast every stage trains and draws on this machine")
+    command.add_argument("--only", nargs="+", help="some of vit vae unet detokenizer llama reader reader_2 (all)")
+    command.add_argument("--steps", type=int, default=12, help="steps of each training (12)")
+    command.add_argument("--out", help="where to write the JSON (runs/<preset>/bench.json)")
 
     text = "run the notebooks and write runs/<preset>/report.html; key=value sets a notebook parameter"
     command = _stage(top, "reproduce", _reproduce, text)
@@ -146,16 +157,32 @@ def _train(args) -> None:
 
 def _evaluate(args) -> None:
     preset = load_preset(args.preset, args.overrides)
-    from seedx_lite.evaluation import detokenizer, features
+    from seedx_lite.evaluation import calibration, detokenizer, features, language_model, text_to_image
 
-    folders = {"vit": _run("pretrain", "vit", preset, args)}
-    if args.target == "vit":
+    folders = {name: _run("pretrain", name, preset, args) for name in EVALUATIONS[args.target][1]}
+    if args.target == "reader":
+        path = calibration.evaluate(preset, folders, runs=args.runs)
+    elif args.target == "vit":
         path = features.evaluate(folders["vit"], args.runs)
+    elif args.target == "sdxl":
+        path = text_to_image.evaluate(preset, folders, seed=args.seed, runs=args.runs)
+    elif args.target == "llama":
+        path = language_model.evaluate(folders["llama"], args.runs)
     else:
-        folders["sdxl"] = _run("pretrain", "sdxl", preset, args)
         folders["adapter"] = _run("train", "detokenizer", preset, args)
         path = detokenizer.evaluate(preset, folders, seed=args.seed, runs=args.runs)
     print(f"record: {path}")
+
+
+def _bench(args) -> int:
+    from seedx_lite import artifacts
+    from seedx_lite.bench import bench
+
+    name = load_preset(args.preset, args.overrides).name
+    out = args.out or artifacts.project_path(args.runs) / name / "bench.json"
+    result = bench(args.preset, args.overrides, args.only, args.steps, out)
+    print(f"written: {out}")
+    return int(any("error" in measured for measured in result["trainings"].values()))
 
 
 def _reproduce(args) -> int:

@@ -107,6 +107,15 @@ class ResamplerXLConfig:
 
 
 @dataclass(frozen=True)
+class ReaderConfig:
+    """Sizes of a `SceneReader`."""
+
+    backbone: str  # "convolution" or "transformer"
+    width: int
+    layers: int
+
+
+@dataclass(frozen=True)
 class LLMConfig:
     """Sizes of `LlamaForCausalLM`, under the names of `LlamaConfig`."""
 
@@ -126,6 +135,7 @@ class DataConfig:
     train_scenes: int
     validation_scenes: int
     test_scenes: int
+    reader_scenes: int = 24_000  # training scenes of the scene readers
 
     def __post_init__(self):
         for key, count in vars(self).items():
@@ -149,6 +159,7 @@ class TrainConfig:
     precision: str = "bf16"  # autocast; or "fp32"
     checkpoint_seconds: float = 120.0
     spike_factor: float = 10.0  # stop when the loss exceeds its running median this many times
+    compile: bool = False  # torch.compile: some minutes before the first step, then about 1.4 times as fast
 
     def __post_init__(self):
         for key in ("steps", "batch_size"):
@@ -163,8 +174,8 @@ class TrainConfig:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """What decides the weights; how often to save and when to give up does not."""
-        return {k: v for k, v in asdict(self).items() if k not in ("checkpoint_seconds", "spike_factor")}
+        """What decides the weights; how often to save, when to give up and how to compute do not."""
+        return {k: v for k, v in asdict(self).items() if k not in ("checkpoint_seconds", "spike_factor", "compile")}
 
 
 @dataclass(frozen=True)
@@ -175,6 +186,11 @@ class TrainingConfigs:
     vae: TrainConfig
     sdxl: TrainConfig
     detokenizer: TrainConfig
+    reader: TrainConfig
+    reader_2: TrainConfig
+    llama: TrainConfig | None = None
+    vit_dense: TrainConfig | None = None  # goes on where `vit` ended, with frozen text encoders
+    sdxl_long: TrainConfig | None = None  # goes on where `sdxl` ended
 
 
 @dataclass(frozen=True)
@@ -191,6 +207,8 @@ class Preset:
     resampler: ResamplerXLConfig
     data: DataConfig
     training: TrainingConfigs
+    reader: ReaderConfig
+    reader_2: ReaderConfig
     n_embeddings: int = 64  # N, the visual embeddings that are left after pooling
     llm: LLMConfig | None = None
 

@@ -18,6 +18,30 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": float(mean), "low": float(mean - reach), "high": float(mean + reach)}
 
 
+def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """The mean of a - b over pairs, with its t-interval (see `interval`). Raises ValueError for other lengths."""
+    if len(a) != len(b):
+        raise ValueError(f"pairs expected, got {len(a)} and {len(b)} values")
+    return interval(np.subtract(a, b))
+
+
+def bootstrap(values: Sequence[tuple[float, float]], draws: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Σ part / Σ whole over samples of (part, whole), with the ends of its 95 % bootstrap interval (percentiles;
+    samples are drawn with replacement). For a mean, every whole is 1; for a share of things, it is the number of things
+    in a picture.
+
+    Raises ValueError if there are no samples, or the wholes sum to nothing.
+    """
+    pairs = np.asarray(values, dtype=np.float64).reshape(-1, 2)  # [K, 2]
+    if not pairs[:, 1].sum() > 0:
+        raise ValueError(f"nothing to average: {len(pairs)} samples with a total of {pairs[:, 1].sum():g}")
+    part, whole = pairs.sum(0)
+    counts = np.random.default_rng(seed).multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), draws)
+    parts, wholes = (counts @ pairs).T  # [draws]
+    low, high = np.percentile(parts[wholes > 0] / wholes[wholes > 0], (2.5, 97.5))
+    return {"mean": float(part / whole), "low": float(low), "high": float(high)}
+
+
 def mean_differences(a: Mapping[str, Sequence[float]], b: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Per metric, the mean absolute difference of numbers of the same samples.
 

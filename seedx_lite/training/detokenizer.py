@@ -50,51 +50,58 @@ def new_adapter(preset: Preset, sdxl_folder: Path, full_ft: bool = False, n: int
     return SDXLAdapter(unet, ResamplerXLV2(**preset.resampler_kwargs), full_ft=full_ft, vit_down=pooling)
 
 
-def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
-    """Trains resampler, keys and values on the narrow mix; returns the folder of the artifact.
+def train_stage1(
+    preset: Preset, seed: int, folder: Path, adapter: SDXLAdapter, tower, autoencoder, scheduler, runs: str | Path
+) -> None:
+    """Trains what of `adapter` is to be trained, on the narrow mix; `folder` gets training.json and the checkpoint.
 
     In a tenth of the samples the embeddings are those of the zero picture, as guidance will ask for them. Things count
-    more than background in the loss, as in the foundations.
+    more than background in the loss, as in the foundations. Embeddings and latents are computed once.
     """
-    config, size, n = preset.training.detokenizer, preset.image_size, preset.n_embeddings
+    config, size, device = preset.training.detokenizer, preset.image_size, processes().device
+    n = preset.n_embeddings
+    pictures, weights = training_scenes(preset, "narrow", runs)
+    latents = encode_pictures(autoencoder.to(device), pictures) * autoencoder.config.scaling_factor
+    embeddings = embed_pictures(tower.to(device), pictures, n)
+    with torch.no_grad():
+        zero = pool_embeddings(tower.zero_embeddings(), n).cpu()  # [1, N, D]
+
+    def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        chosen = torch.randint(len(latents), (config.batch_size,), generator=generator)
+        return {
+            "latents": latents[chosen],
+            "image_embeds": embeddings[chosen].float(),
+            "time_ids": sdxl_time_ids(size).expand(len(chosen), -1),
+            "zero_embeds": zero,
+            "weights": weights[chosen],
+        }
+
+    def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
+        return denoising_loss(model, **batch, scheduler=scheduler, generator=generator), {}
+
+    record = train(adapter, batch_at, loss_of, config, folder, seed=seed, title="de-tokenizer, stage 1")
+    record.save(folder / "training.json")
+
+
+def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
+    """Trains resampler, keys and values on the narrow mix; returns the folder of the artifact."""
     vit_folder, sdxl_folder = vit(preset, seed=seed, runs=runs), sdxl(preset, seed=seed, runs=runs)
 
     def build(folder: Path) -> None:
         from diffusers import AutoencoderKL, DDIMScheduler
 
         scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
-        autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32)
-        autoencoder, device = autoencoder.eval(), processes().device
-        tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder).to(device)
-        pictures, weights = training_scenes(preset, "narrow", runs)
-        latents = encode_pictures(autoencoder.to(device), pictures) * autoencoder.config.scaling_factor
-        embeddings = embed_pictures(tower, pictures, n)
-        with torch.no_grad():
-            zero = pool_embeddings(tower.zero_embeddings(), n).cpu()  # [1, N, D]
+        autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32).eval()
+        tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
         torch.manual_seed(seed)
         adapter = new_adapter(preset, sdxl_folder)
-
-        def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            chosen = torch.randint(len(latents), (config.batch_size,), generator=generator)
-            return {
-                "latents": latents[chosen],
-                "image_embeds": embeddings[chosen].float(),
-                "time_ids": sdxl_time_ids(size).expand(len(chosen), -1),
-                "zero_embeds": zero,
-                "weights": weights[chosen],
-            }
-
-        def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
-            return denoising_loss(model, **batch, scheduler=scheduler, generator=generator), {}
-
-        record = train(adapter, batch_at, loss_of, config, folder, seed=seed, title="de-tokenizer, stage 1")
+        train_stage1(preset, seed, folder, adapter, tower, autoencoder, scheduler, runs)
         adapter.save_pretrained(folder)
-        record.save(folder / "training.json")
 
     recipe = {
         "resampler": preset.resampler_kwargs,
-        "n_embeddings": n,
-        "training": config.recipe,
+        "n_embeddings": preset.n_embeddings,
+        "training": preset.training.detokenizer.recipe,
         "emphasis": EMPHASIS,
         "scenes": preset.data.train_scenes,
     }

@@ -34,6 +34,13 @@ SCHEDULER = {  # SDXL's noise schedule; v = α·noise - σ·picture is learned f
 
 PLACES = 0.1  # weight of the places that are read from the queries of the cross-attention
 CAPTIONS = {"full": 0.4, "partial": 0.1, "one_thing": 0.1, "grounded": 0.4}  # shares of the kinds
+LONG_CAPTIONS = {"full": 0.6, "partial": 0.1, "one_thing": 0.1, "grounded": 0.2}  # of `sdxl_long`
+SNR_LIMIT = 5.0  # of `sdxl_long`: see `snr_weights`
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
@@ -135,6 +142,15 @@ class _TextToImage(nn.Module):
         return sample, torch.stack(errors).mean()
 
 
+def snr_weights(scheduler, times: Tensor, limit: float = SNR_LIMIT) -> Tensor:
+    """How much each timestep [B] counts in the loss of v-prediction: min(SNR, limit) / (SNR + 1) (arXiv 2303.09556),
+    over its mean. Steps with hardly any noise teach texture, which is learned first, and would drown the others."""
+    powers = scheduler.alphas_cumprod.to(times.device)
+    ratio = powers / (1 - powers)
+    weights = ratio.clamp(max=limit) / (ratio + 1)
+    return (weights / weights.mean())[times]
+
+
 def train_unet(
     preset: Preset, seed: int, folder: Path, pictures: np.ndarray, weights: Tensor, autoencoder, text, scheduler
 ):
@@ -146,14 +162,16 @@ def train_unet(
     """
     from diffusers import UNet2DConditionModel
 
-    config, size = preset.training.sdxl, preset.image_size
+    config, longer, size = preset.training.sdxl, preset.training.sdxl_long, preset.image_size
     captions = CaptionSource(text[0], "train", len(pictures), "broad", (size, size), CAPTIONS)
     latents = encode_pictures(autoencoder, pictures) * autoencoder.config.scaling_factor
     torch.manual_seed(seed)
     model = _TextToImage(UNet2DConditionModel(**preset.unet_kwargs), *text[1:])
 
-    def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chosen = torch.randint(len(latents), (config.batch_size,), generator=generator)
+    def batch_at(
+        step: int, generator: torch.Generator, captions=captions, count=config.batch_size
+    ) -> dict[str, Tensor]:
+        chosen = torch.randint(len(latents), (count,), generator=generator)
         return {
             "latents": latents[chosen],
             "weights": weights[chosen],
@@ -164,6 +182,10 @@ def train_unet(
             "time_ids": sdxl_time_ids(size),
         }
 
+    def long_batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        batch = batch_at(step, generator, captions.with_shares(LONG_CAPTIONS), longer.batch_size)
+        return batch | {"weights": batch["weights"] * snr_weights(scheduler, batch["times"])[:, None, None, None]}
+
     def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
         latents, noise, times = batch["latents"], batch["noise"], batch["times"]
         noisy = scheduler.add_noise(latents, noise, times)
@@ -173,6 +195,10 @@ def train_unet(
         return (errors * batch["weights"]).mean() + PLACES * places, logs
 
     record = train(model, batch_at, loss_of, config, folder, seed=seed, title="text-to-image U-Net")
+    if longer:
+        record.save(_made(folder / "first") / "training.json")
+        title = "text-to-image U-Net, longer"
+        record = train(model, long_batch_at, loss_of, longer, folder / "long", seed=seed + 1, title=title)
     record.save(folder / "training.json")
     for hook in model.hooks:
         hook.remove()
@@ -207,5 +233,7 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
         "scenes": preset.data.train_scenes,
         "scheduler": SCHEDULER,
     }
+    if longer := preset.training.sdxl_long:
+        config |= {"training_long": longer.recipe, "captions_long": LONG_CAPTIONS, "snr_limit": SNR_LIMIT}
     about = {"preset": preset.name, "seed": seed, "config": config, "upstream": [vit_folder]}
     return ensure("sdxl", build, **about, retrain=retrain, runs=runs)

@@ -27,8 +27,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import AutocastKwargs, send_to_device
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from seedx_lite.artifacts import CHECKPOINT, processes
@@ -38,6 +40,7 @@ from .checkpoint import Checkpoint
 
 MEDIAN_WINDOW = 100  # losses over which the running median is taken
 MEDIAN_MINIMUM = 20  # fewer losses than this are no basis for calling one a spike
+COUNT_FLOPS = False  # `seedx_lite.bench` sets it: one more pass over the first batch, before training
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -50,7 +53,9 @@ class TrainingRecord:
     """What a run cost and how it went; `save` writes it to training.json.
 
     history: about a hundred entries of step, loss, lr, grad_norm and the logs of `loss_of`; all but step and lr are
-    means since the entry before. seconds: summed over resumes. samples: of all processes together.
+    means since the entry before. seconds: summed over resumes. samples: of all processes together. step_seconds: the
+    median since the last resume, of which step_data_seconds went into `batch_at`. flops: of products and convolutions
+    in a step, forwards and backwards; 0 unless `COUNT_FLOPS`.
     """
 
     title: str
@@ -63,6 +68,9 @@ class TrainingRecord:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     samples: int = 0
+    step_seconds: float = 0.0
+    step_data_seconds: float = 0.0
+    flops: int = 0
     data: str = field(default_factory=world_hash)  # of the code that draws and describes the scenes
 
     def save(self, path: str | Path) -> None:
@@ -110,12 +118,16 @@ def train(
         {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
     ]
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
+    generator = torch.Generator()
+    flops = _count_flops(model, loss_of, batch_at(0, generator), generator) if COUNT_FLOPS else 0
+    if config.compile:
+        max(model.children(), key=lambda part: sum(p.numel() for p in part.parameters())).compile()
     loss_module, optimizer = accelerator.prepare(_Loss(model, loss_of), adamw)
     ema = {name: p.detach().clone() for name, p in named.items()} if config.ema_decay else {}
 
     plain, recipe = json.loads(json.dumps([asdict(config), config.recipe]))
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    record = TrainingRecord(title, seed, plain, _hardware(accelerator), versions, dtype, reason)
+    record = TrainingRecord(title, seed, plain, _hardware(accelerator), versions, dtype, reason, flops=flops)
     identity = recipe | {"dtype": dtype, "seed": seed, "processes": accelerator.num_processes}
     buffers = dict(model.named_buffers())
     checkpoint = Checkpoint(Path(workdir) / CHECKPOINT, identity, named, ema, buffers, adamw)
@@ -132,7 +144,7 @@ def train(
 
     began = last_write = time.perf_counter()
     seconds_before, record_every = record.seconds, max(1, config.steps // 100)
-    generator = torch.Generator()
+    step_seconds: deque[tuple[float, float]] = deque(maxlen=1000)
     bar = tqdm(total=config.steps, initial=first, desc=title, unit="step", mininterval=0.5, disable=not main)
     forked = [device] if device.type == "cuda" else []
     with bar, torch.random.fork_rng(devices=forked):
@@ -143,7 +155,9 @@ def train(
             lr = learning_rate(step, config)
             for group in adamw.param_groups:
                 group["lr"] = lr
+            started = time.perf_counter()
             batch = send_to_device(batch_at(step, generator), device)
+            ready = time.perf_counter()
             loss, logs = loss_module(batch, generator)
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(params, config.clip_norm or math.inf)
@@ -156,6 +170,7 @@ def train(
                 get_ema_multi_avg_fn(ema_decay(step, config.ema_decay))(list(ema.values()), params, None)
 
             done = step + 1
+            step_seconds.append((time.perf_counter() - started, ready - started))
             losses.append(mean_loss)
             for key, value in values.items():
                 total, count = sums.get(key, (0.0, 0))
@@ -178,6 +193,8 @@ def train(
     with torch.no_grad():
         for name, value in ema.items():
             named[name].copy_(value)
+    if step_seconds:
+        record.step_seconds, record.step_data_seconds = (median(column) for column in zip(*step_seconds, strict=True))
     record.samples = config.steps * config.batch_size * accelerator.num_processes
     model.eval()
     return record
@@ -207,11 +224,34 @@ class _Loss(nn.Module):
         self.model, self.loss_of = model, loss_of
 
     def forward(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        # Fused attention is slow backwards in bf16 on a CPU: written out, a step of the lite U-Net takes 30 % less.
-        written_out = torch.is_autocast_enabled("cpu") and sdpa_kernel(SDPBackend.MATH)
-        with written_out or nullcontext():
+        in_float32 = torch.is_autocast_enabled("cpu") and _AttentionInFloat32()
+        with in_float32 or nullcontext():
             loss, logs = self.loss_of(self.model, batch, generator)
         return loss, {k: v.detach() if isinstance(v, Tensor) else v for k, v in logs.items()}
+
+
+class _AttentionInFloat32(TorchFunctionMode):
+    """Computes attention in float32 under autocast. PyTorch's fused kernel is quicker in it than in bf16 on a CPU, most
+    of all backwards, and quicker than attention written out: `python -m seedx_lite bench` shows by how much."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is not F.scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            args = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
+            kwargs = {k: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for k, x in kwargs.items()}
+            return function(*args, **kwargs)
+
+
+def _count_flops(model: nn.Module, loss_of: Callable, batch: Any, generator: torch.Generator) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    batch = send_to_device(batch, next(model.parameters()).device)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
+        loss_of(model, batch, generator)[0].backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
 
 
 def _accelerator(wanted: str) -> tuple[Accelerator, str, str]:

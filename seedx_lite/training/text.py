@@ -1,7 +1,9 @@
 """What text-to-image training needs of language: new text encoders, and captions by the thousand."""
 
+import copy
 from collections.abc import Sequence
 from functools import partial
+from typing import Self
 
 import numpy as np
 import torch
@@ -36,12 +38,21 @@ class CaptionSource:
     """
 
     def __init__(self, tokenizer, split: str, count: int, mix: str, size: tuple[int, int], details: dict[str, float]):
+        self.tokenizer = tokenizer
+        self.scenes = [sample_scene(index, split, mix, size) for index in range(count)]
+        self._set_shares(details)
+
+    def _set_shares(self, details: dict[str, float]) -> None:
         writers = {name: partial(caption, detail=name) for name in DETAILS} | {"grounded": grounded_description}
         if unknown := set(details) - set(writers):
             raise ValueError(f"details: {sorted(unknown)} unknown, expected some of {', '.join(writers)}")
-        self.tokenizer = tokenizer
-        self.scenes = [sample_scene(index, split, mix, size) for index in range(count)]
         self.writers, self.shares = [writers[name] for name in details], torch.tensor(list(details.values()))
+
+    def with_shares(self, details: dict[str, float]) -> Self:
+        """Captions of the same scenes in other shares."""
+        other = copy.copy(self)
+        other._set_shares(details)
+        return other
 
     def tokens(self, indices: Sequence[int], generator: torch.Generator) -> Tensor:
         """Token ids [B, L] of one caption for each scene, padded to the model's length as SDXL's pipeline does."""

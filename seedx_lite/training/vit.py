@@ -6,6 +6,7 @@ pose under each token, and the box of the thing there; and recall the token's ow
 """
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from seedx_lite.artifacts import ensure, project_path
 from seedx_lite.data import drawn
 from seedx_lite.models.readers import TokenHeads
-from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise
+from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
 from seedx_lite.presets import Preset
 from .loop import train
 from .text import FOLDERS, CaptionSource, new_text_encoders
@@ -58,8 +59,25 @@ def start_local(tower: VisionTransformerWithAttnPool) -> None:
     pool.ln_q.weight.fill_(0.1)  # what a query wants beside its place is still noise
 
 
-def dense_losses(read: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Losses of the token readers; colour, pose and box count only where there is something to read."""
+def pooled_boxes(things: Tensor, boxes: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The boxes [B, n, 4] that `n` pooled tokens should tell, and bool [B, n]: which of them lie on one thing alone.
+
+    things: bool [B, T], which tokens show a thing; boxes: [B, T, 4], of the thing under each token.
+    """
+    on = things.unflatten(1, (n, -1))[..., None]  # [B, n, c, 1]
+    boxes = boxes.unflatten(1, (n, -1))  # [B, n, c, 4]
+    low = boxes.masked_fill(~on, torch.inf).amin(2)
+    high = boxes.masked_fill(~on, -torch.inf).amax(2)
+    alone = (low == high).all(-1)
+    return low.masked_fill(~alone[..., None], 0), alone
+
+
+def dense_losses(read: dict[str, Tensor], batch: dict[str, Tensor], pooled: int | None = None) -> dict[str, Tensor]:
+    """Losses of the token readers; colour, pose and box count only where there is something to read.
+
+    pooled: asks the box of so many pooled tokens, too. One that lies half on a thing, half beside it should tell where
+    that thing is, so the tokens beside it have to know.
+    """
     losses, emphasis = {}, drawn.thing_weights(batch["kind"].float())  # [B, T]
     for name in CLASSES:
         scores, truth = read[name].flatten(0, 1).float(), batch[name].flatten().long()
@@ -68,6 +86,10 @@ def dense_losses(read: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str,
     things = batch["kind"] >= 2
     distance = (read["box"].float() - batch["box"]).abs().mean(-1)
     losses["box"] = 4 * (distance * things).sum() / things.sum().clamp(min=1)
+    if pooled:
+        boxes, alone = pooled_boxes(things, batch["box"], pooled)
+        told = pool_embeddings(read["box"].float(), pooled)  # the reader is linear: as if it read pooled tokens
+        losses["pooled_box"] = 4 * ((told - boxes).abs().mean(-1) * alone).sum() / alone.sum().clamp(min=1)
     side = round(batch["kind"].shape[1] ** 0.5)
     steps = (torch.arange(side, device=things.device) + 0.5) / side
     places = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), dim=-1).flatten(0, 1)  # [T, 2]: row, column
@@ -79,7 +101,7 @@ def dense_losses(read: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str,
 
 def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
     """Trains the tokenizer and both text encoders on the broad mix; returns the folder of the artifact."""
-    config, size = preset.training.vit, preset.image_size
+    config, longer, size = preset.training.vit, preset.training.vit_dense, preset.image_size
     grid = round(preset.vit.n_queries**0.5)
     cell = size // grid
 
@@ -107,14 +129,23 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
             pixels = cells.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)  # [B, T, 3·cell²]
             return batch | {"images": images, "pixels": pixels, "captions": captions.tokens(chosen.tolist(), generator)}
 
-        def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
+        def loss_of(
+            model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator, pooled: int | None = None
+        ) -> tuple[Tensor, dict]:
             tokens = model.vit(batch["images"])  # [B, T, D]
             matching, hits = model.match(tokens, batch["captions"])
-            dense = dense_losses(model.heads(tokens), batch)
+            dense = dense_losses(model.heads(tokens), batch, pooled)
             logs = {name: value.detach() for name, value in dense.items()}
             return matching + sum(dense.values()), logs | {"matching": matching.detach(), "hits": hits}
 
         record = train(model, batch_at, loss_of, config, folder, seed=seed, title="ViT and text encoders")
+        if longer:
+            (folder / "joint").mkdir(exist_ok=True)
+            record.save(folder / "joint" / "training.json")
+            first.requires_grad_(False)
+            second.requires_grad_(False)
+            pooled_loss = partial(loss_of, pooled=preset.n_embeddings)
+            record = train(model, batch_at, pooled_loss, longer, folder / "dense", seed=seed + 1, title="ViT")
         model.to("cpu")
         tower.save_pretrained(folder)
         model.heads.save_pretrained(folder / "heads")
@@ -125,4 +156,5 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
     texts = {"text_encoder": asdict(preset.text_encoder), "text_encoder_2": asdict(preset.text_encoder_2)}
     recipe = {"vit": asdict(preset.vit), **texts, "training": config.recipe, "image_size": size}
     recipe |= {"captions": CAPTIONS, "emphasis": drawn.EMPHASIS, "scenes": preset.data.train_scenes}
+    recipe |= {"training_dense": longer.recipe, "pooled": preset.n_embeddings} if longer else {}
     return ensure("vit", build_vit, preset=preset.name, seed=seed, config=recipe, retrain=retrain, runs=runs)

@@ -70,17 +70,24 @@ def vocabulary() -> tuple[str, ...]:
 
 class Choices:
     """The only source of randomness of the grammar: uniform picks among distinct options, by a generator or seed, or
-    always the first option."""
+    always the first option. Any writer takes one in place of a generator; `log_probability` is then that of all picks
+    so far, and so of the wording, given what it says."""
 
     def __init__(self, rng: np.random.Generator | int | None):
         self.rng = None if rng is None else np.random.default_rng(rng)
+        self.log_probability = 0.0
 
     def pick(self, options: Iterable):
         distinct = tuple(dict.fromkeys(options))
+        self.log_probability -= math.log(len(distinct))
         return distinct[0 if self.rng is None else int(self.rng.integers(len(distinct)))]
 
 
-Rng = np.random.Generator | int | None
+Rng = np.random.Generator | int | Choices | None
+
+
+def _choices(rng: Rng) -> Choices:
+    return rng if isinstance(rng, Choices) else Choices(rng)
 
 
 def noun_phrase(thing: Thing, said: Collection[str] = ("colour",), article: str = "a") -> str:
@@ -139,7 +146,7 @@ def full_caption(scene: Scene, rng: Rng) -> str:
 
     Under 40 words for three things. Those of one third stay in reading order, so that the caption can be read back.
     """
-    choose = Choices(rng)
+    choose = _choices(rng)
     order = choose.pick(permutations(dict.fromkeys(thing.place for thing in scene.from_left)))
     form = choose.pick(_VERB_FORMS) if any(thing.pose for thing in scene.things) else ""
     wording = choose.pick(("{thing} {place}", "{place} {thing}"))
@@ -158,7 +165,7 @@ def canonical_caption(scene: Scene) -> str:
 def partial_caption(scene: Scene, rng: Rng) -> str:
     """Leaves something open: some neighbours of the scene, without some of colour, pose, place, sky, ground. Two things
     may stand `beside` or `to the left of` each other."""
-    choose = Choices(rng)
+    choose = _choices(rng)
     row = scene.from_left
     count = choose.pick(range(len(row), 0, -1))
     start = choose.pick(range(len(row) - count + 1))
@@ -182,7 +189,7 @@ def partial_caption(scene: Scene, rng: Rng) -> str:
 def one_thing_caption(scene: Scene, rng: Rng) -> str:
     """One thing with colour and pose, nothing on where it stands or what else there is."""
     options = (noun_phrase(thing) + _verb(thing, form) for thing in scene.from_left for form in _VERB_FORMS)
-    return Choices(rng).pick(options)
+    return _choices(rng).pick(options)
 
 
 DETAILS = {"full": full_caption, "partial": partial_caption, "one_thing": one_thing_caption}
@@ -230,7 +237,7 @@ def find_boxes(text: str) -> tuple[tuple[float, float, float, float], ...]:
 
 def grounded_description(scene: Scene, rng: Rng) -> str:
     """A caption in which ` [[ box ]]` follows each thing and no place is said; things in random order."""
-    choose = Choices(rng)
+    choose = _choices(rng)
     things, rest = [], list(scene.from_left)
     form = choose.pick(_VERB_FORMS) if any(thing.pose for thing in rest) else ""
     while rest:

@@ -7,6 +7,7 @@ a thing's `size` is its height as a fraction of the *shorter* side, so that it k
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Self
 
@@ -242,9 +243,15 @@ def _draw_scene(rng, split: str, mix: str, size: tuple[int, int], count: int) ->
     kinds, colours = rng.choice(KINDS, count), rng.choice(COLOURS, count)
     if split == "composition":
         kinds[0], colours[0] = sorted(HELD_OUT)[rng.integers(len(HELD_OUT))]
-    for kind, colour in zip(kinds, colours, strict=True):
+    return place_things(rng, scene, kinds, colours, zoom)
+
+
+def place_things(rng, scene: Scene, kinds: Iterable[str], colours: Iterable[str], zoom: float) -> Scene | None:
+    """The scene with a thing of each kind and colour somewhere on its ground; None when they find no room."""
+    pairs = [(str(kind), str(colour)) for kind, colour in zip(kinds, colours, strict=True)]
+    for kind, colour in pairs:
         for _ in range(12):
-            thing = sample_thing(rng, str(kind), str(colour), scene, zoom, count)
+            thing = sample_thing(rng, kind, colour, scene, zoom, len(pairs))
             attempt = replace(scene, things=(*scene.things, thing))
             if is_clear(attempt):
                 scene = attempt

@@ -1,0 +1,218 @@
+"""How fast this machine trains and draws, and where the time goes.
+
+Each training runs for a few steps in a process of its own, on a handful of scenes and in a temporary folder. Floating-
+point operations (FLOPs) are counted, products and convolutions only, and held against the largest product of matrices
+that the machine itself manages in the same dtype. The result is a table and `bench.json`.
+"""
+
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from seedx_lite.presets import Preset, load_preset
+
+TRAININGS = ("vit", "vae", "unet", "detokenizer", "llama", "reader", "reader_2")
+FEW_SCENES = 256
+GROUPS = {  # where the time of a step goes, by the beginning of an operator's name
+    "convolution": ("aten::mkldnn_convolution", "aten::convolution", "aten::cudnn_convolution"),
+    "matrix product": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mkldnn_linear"),
+    "attention": ("aten::_scaled_dot_product", "aten::_softmax", "aten::_flash_attention"),
+    "normalisation": ("aten::native_group_norm", "aten::native_layer_norm", "aten::native_batch_norm"),
+    "copy and cast": ("aten::copy_", "aten::_to_copy", "aten::clone", "aten::cat", "aten::index", "aten::contiguous"),
+    "optimiser": ("aten::_fused_adamw", "Optimizer.step", "aten::linalg_vector_norm", "aten::_foreach"),
+}
+
+
+def bench(
+    preset: str, overrides: list[str], only: list[str] | None = None, steps: int = 12, out: str | Path | None = None
+) -> dict[str, Any]:
+    """Measures every training of a preset (or those of `only`), and sampling with what has been trained; prints a
+    table, writes JSON to `out`, and returns what is in it.
+
+    Each training: `seconds_per_step` (median), of which `data_seconds`, `samples_per_second`, `flops_per_step`,
+    `share_of_peak`, `peak_memory_gb` of its process, `profile`: shares of the time by kind of operator. Raises
+    ValueError for an unknown name in `only`.
+    """
+    wanted = TRAININGS if only is None else only
+    if unknown := set(wanted) - set(TRAININGS):
+        raise ValueError(f"bench: {', '.join(sorted(unknown))} unknown; expected some of {', '.join(TRAININGS)}")
+    peaks = {dtype: _in_process(matrix_peak, dtype) for dtype in ("float32", "bfloat16")}
+    result: dict[str, Any] = {"preset": preset, "overrides": overrides, "steps": steps, "peak_flops": peaks}
+    result["trainings"] = {}
+    for name in wanted:
+        try:
+            measured = _in_process(measure_training, preset, overrides, name, steps)
+        except Exception as error:  # one that this machine cannot hold must not hide the others
+            result["trainings"][name] = {"error": f"{type(error).__name__}: {error}"}
+            print(f"{name:12} {type(error).__name__}: {error}", file=sys.stderr)
+            continue
+        rate = measured["flops_per_step"] / measured["seconds_per_step"]
+        peak = peaks["bfloat16" if measured["dtype"] == "bf16" else "float32"]
+        result["trainings"][name] = measured | {"share_of_peak": rate / peak}
+        print(_line(name, result["trainings"][name]), flush=True)
+    if only is None:
+        result["sampling"] = _in_process(measure_sampling, preset, overrides)
+        for name, seconds in result["sampling"].items():
+            print(f"{name:44} {seconds:7.3f} s")
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _line(name: str, m: dict[str, Any]) -> str:
+    top = ", ".join(f"{group} {share:.0%}" for group, share in list(m["profile"].items())[:4])
+    return (
+        f"{name:12} {m['seconds_per_step']:7.3f} s/step {m['samples_per_second']:8.1f} samples/s "
+        f"{m['flops_per_step'] / 1e9:8.1f} GFLOPs {m['share_of_peak']:6.1%} of peak {m['dtype']} "
+        f"{m['peak_memory_gb']:5.1f} GB  {top}"
+    )
+
+
+def _in_process(function: Callable, *args: Any) -> Any:
+    """Calls `function(*args)` in a fresh process, so that its memory and its threads are its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def matrix_peak(dtype: str, size: int = 2048, rounds: int = 8) -> float:
+    """FLOPs per second of a product of two square matrices, the best of some rounds, on the device that trains."""
+    import torch
+
+    from seedx_lite.artifacts import processes
+
+    device = processes().device
+    a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    best = float("inf")
+    for _ in range(rounds):
+        started = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def measure_training(preset_name: str, overrides: list[str], name: str, steps: int) -> dict[str, Any]:
+    """Runs one training of `TRAININGS` for some steps, then for a few more under the profiler."""
+    import torch
+
+    from seedx_lite.training import loop
+
+    few = [f"data.train_scenes={FEW_SCENES}", f"data.reader_scenes={FEW_SCENES}", "name=bench"]
+    loop.COUNT_FLOPS = True
+    with tempfile.TemporaryDirectory() as folder:
+        preset = load_preset(preset_name, [*overrides, *few, *_steps(name, steps)])
+        record = _train_once(preset, name, Path(folder) / "timed")
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)
+        if torch.cuda.is_available():
+            memory = torch.cuda.max_memory_allocated() / 1e9
+        loop.COUNT_FLOPS = False
+        with torch.profiler.profile() as profiler:
+            _train_once(load_preset(preset_name, [*overrides, *few, *_steps(name, 3)]), name, Path(folder) / "seen")
+    return {
+        "seconds_per_step": record["step_seconds"],
+        "data_seconds": record["step_data_seconds"],
+        "samples_per_second": record["config"]["batch_size"] / record["step_seconds"],
+        "flops_per_step": record["flops"],
+        "peak_memory_gb": memory,
+        "dtype": record["dtype"],
+        "device": record["hardware"]["device"],
+        "profile": _shares(profiler),
+    }
+
+
+def _steps(name: str, steps: int) -> list[str]:
+    """Overrides that leave `steps` steps to the training `name`, and none of a second phase to any."""
+    of = {"unet": "sdxl"}.get(name, name)
+    return [f"training.{of}.steps={steps}", "training.vit_dense=null", "training.sdxl_long=null"]
+
+
+def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
+    """Trains one thing, on untrained others, and returns its training.json."""
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+
+    from seedx_lite.models.detokenizer import SDXLAdapter
+    from seedx_lite.models.resamplers import ResamplerXLV2
+    from seedx_lite.models.vit import VisionTransformerWithAttnPool
+    from seedx_lite.training import detokenizer, foundations, llama, reader, text, vit
+
+    folder.mkdir(parents=True)
+    whole = {"vit": vit.vit, "llama": llama.llama, "reader": reader.reader, "reader_2": reader.reader_2}
+    if name in whole:
+        return json.loads((whole[name](preset, runs=folder) / "training.json").read_text())
+    scheduler = DDIMScheduler(**foundations.SCHEDULER)
+    autoencoder = AutoencoderKL(**preset.vae.kwargs, sample_size=preset.image_size).eval()
+    if name == "vae":
+        foundations.train_vae(preset, 0, folder, *foundations.training_scenes(preset, "broad", folder))
+    elif name == "unet":
+        pictures, weights = foundations.training_scenes(preset, "broad", folder)
+        encoders = text.new_text_encoders(preset)
+        foundations.train_unet(preset, 0, folder, pictures, weights, autoencoder, encoders, scheduler)
+    else:
+        tower = VisionTransformerWithAttnPool(**vars(preset.vit)).eval()
+        unet, resampler = UNet2DConditionModel(**preset.unet_kwargs), ResamplerXLV2(**preset.resampler_kwargs)
+        adapter = SDXLAdapter(unet, resampler, vit_down=preset.vit.n_queries // preset.n_embeddings)
+        detokenizer.train_stage1(preset, 0, folder, adapter, tower, autoencoder, scheduler, folder)
+    return json.loads((folder / "training.json").read_text())
+
+
+def measure_sampling(preset_name: str, overrides: list[str]) -> dict[str, float]:
+    """Seconds of what a reader of the book waits for, the second of two runs, with the artifacts of the preset."""
+    import numpy as np
+    import torch
+    from transformers import LlamaForCausalLM
+
+    from seedx_lite.data.drawn import scenes
+    from seedx_lite.evaluation.scene_reader import read_scenes
+    from seedx_lite.evaluation.text_to_image import draw_captions, load_pipeline
+    from seedx_lite.models.scene_reader import SceneReader
+    from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+    from seedx_lite.training import detokenizer, foundations, llama, reader, vit
+    from seedx_lite.world.draw import render
+    from seedx_lite.world.language import canonical_caption
+
+    preset = load_preset(preset_name, overrides)
+    stages = {"vit": vit.vit, "sdxl": foundations.sdxl, "adapter": detokenizer.stage1}
+    folders = {name: stage(preset) for name, stage in stages.items()}
+    pipe, decoder = load_pipeline(folders["sdxl"]), DetokenizerPipeline.from_artifacts(**folders)
+    decoder.set_progress_bar_config(disable=True)
+    model = LlamaForCausalLM.from_pretrained(llama.llama(preset), dtype=torch.float32)
+    readers = SceneReader.from_pretrained(reader.reader(preset))
+    chosen = scenes("test", 16, "narrow", (preset.image_size,) * 2)
+    pictures = [render(scene) for scene in chosen]
+    captions, arrays = [canonical_caption(scene) for scene in chosen], [np.asarray(picture) for picture in pictures]
+    tokens = torch.ones(16, 8, dtype=torch.long)
+    settings = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False}
+    waits: dict[str, Callable[[], Any]] = {
+        "16 pictures from captions, 25 guided steps": lambda: draw_captions(pipe, captions),
+        "16 pictures from embeddings, 25 guided steps": lambda: decoder(pictures),
+        "16 pictures to visual embeddings": lambda: decoder.vit(decoder.vit.preprocess(pictures)),
+        "16 pictures read back into scenes": lambda: read_scenes(readers, arrays),
+        "16 texts of 64 tokens": lambda: model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings),
+    }
+    result = {}
+    for name, wait in waits.items():
+        for _ in range(2):
+            started = time.perf_counter()
+            with torch.no_grad():
+                wait()
+            result[name] = time.perf_counter() - started
+    return result
+
+
+def _shares(profiler: Any) -> dict[str, float]:
+    """Shares of the time by `GROUPS`, largest first; the rest is `other`."""
+    times: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        group = next((g for g, names in GROUPS.items() if event.key.startswith(names)), "other")
+        times[group] += event.self_cpu_time_total + getattr(event, "self_device_time_total", 0)
+    total = sum(times.values())
+    return {group: round(value / total, 4) for group, value in times.most_common()}

@@ -1,0 +1,6 @@
+"""The forms in which SEED-X puts pictures, questions and instructions to its language model (official files:
+`src/data/*.py`, `src/inference/*.py`)."""
+
+READING = "Question: {question}\nAnswer:"
+DRAWING = "{caption}" + "<img>"
+INSTRUCTION = "[INST] {instruction} [/INST]\n"

@@ -1,0 +1,78 @@
+"""How far the scene readers can be trusted: their errors on pictures whose scene is known.
+
+Written to the record `reader`. What the first one reports on VAE round trips is the ceiling of all that a U-Net draws.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from seedx_lite.artifacts import read_manifest
+from seedx_lite.data.drawn import draw_scenes, scenes
+from seedx_lite.models.scene_reader import SceneReader
+from seedx_lite.presets import Preset
+from seedx_lite.training.foundations import to_tensor
+from .images import psnr
+from .records import save_record
+from .scene_reader import compare, disagreement, read_scenes, summarise
+from .statistics import interval
+
+SCENES = 512
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
+
+
+@torch.no_grad()
+def vae_round_trips(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
+    """uint8 pictures [K, H, W, 3] through encoder and decoder."""
+    parts = []
+    for start in range(0, len(pictures), batch):
+        latents = vae.encode(to_tensor(pictures[start : start + batch]).to(vae.device)).latent_dist.mode()
+        pixels = (vae.decode(latents).sample.float() + 1) * 127.5  # [B, 3, H, W]
+        parts.append(pixels.round().clamp(0, 255).permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy())
+    return np.concatenate(parts)
+
+
+def calibrate(preset: Preset, folders: Mapping[str, Path], count: int = SCENES) -> dict[str, Any]:
+    """What both readers report on `count` test renders of the narrow mix (`renders`) and of the broad one (`broad`), on
+    held-out combinations (`composition`) and on VAE round trips of the first (`vae`, with its PSNR). folders: reader,
+    reader_2, sdxl. `thresholds`: F1 on validation scenes by the least score of a thing."""
+    size, grid = (preset.image_size, preset.image_size), 1
+    readers = {name: SceneReader.from_pretrained(folders[name]) for name in ("reader", "reader_2")}
+    vae = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", torch_dtype=torch.float32).eval()
+    sets = {"renders": ("test", "narrow"), "broad": ("test", "broad"), "composition": ("composition", "narrow")}
+    wanted = {name: scenes(split, count, mix, size) for name, (split, mix) in sets.items()}
+    pictures = {name: draw_scenes(split, count, mix, size, grid).pictures for name, (split, mix) in sets.items()}
+    wanted["vae"], pictures["vae"] = wanted["renders"], vae_round_trips(vae, pictures["renders"])
+    readings = {r: {name: read_scenes(reader, pictures[name]) for name in pictures} for r, reader in readers.items()}
+    record: dict[str, Any] = {
+        "preset": preset.name,
+        "seed": read_manifest(folders["reader"])["seed"],
+        "artifacts": {name: read_manifest(folder)["id"] for name, folder in folders.items()},
+        "scenes": count,
+        "tolerance": 0.01,
+    }
+    for name, read in readings.items():
+        record[name] = {s: summarise([*map(compare, wanted[s], read[s])]) for s in pictures}
+    record["disagreement"] = {s: disagreement(*(read[s] for read in readings.values())) for s in pictures}
+    record["vae_psnr"] = interval([psnr(*pair) for pair in zip(pictures["renders"], pictures["vae"], strict=True)])
+    record["thresholds"] = _thresholds(readers["reader"], preset, count)
+    return record
+
+
+def _thresholds(reader: SceneReader, preset: Preset, count: int) -> dict[str, float]:
+    size = (preset.image_size, preset.image_size)
+    pictures = draw_scenes("validation", count, "narrow", size, 1).pictures
+    wanted, result = scenes("validation", count, "narrow", size), {}
+    for threshold in THRESHOLDS:
+        read = read_scenes(reader, pictures, threshold)
+        result[str(threshold)] = float(np.mean([compare(*pair).f1 for pair in zip(wanted, read, strict=True)]))
+    return result
+
+
+def evaluate(preset: Preset, folders: Mapping[str, Path], runs: str | Path = "runs") -> Path:
+    """`calibrate`, written to the record `reader`; returns its path."""
+    return save_record("reader", calibrate(preset, folders), runs)

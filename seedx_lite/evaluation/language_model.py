@@ -1,0 +1,124 @@
+"""How close the language model comes to the grammar that made its texts.
+
+The generator's own log-probability of a text is the best that any model could reach on average. It has two parts: how
+likely a scene of such content is (no formula: things that find no room are drawn again, so it is counted over draws of
+the geometry), and how likely its wording is (`Choices` counts). A model is judged by
+exp(its cross-entropy per token - the generator's), 1 at best.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from seedx_lite.artifacts import read_manifest
+from seedx_lite.training.llama import SHARES, encode_documents, scene_document, token_losses
+from seedx_lite.world.language import LOCATION_TOKENS, Choices
+from seedx_lite.world.scene import COLOURS, GROUNDS, KINDS, SKIES, Scene, place_things, sample_scene
+from .records import save_record
+from .statistics import interval
+
+SCENES, DRAWS = 512, 1500  # of the record, and of the geometry for each of them
+PLAIN = {"sky": "day", "ground": "grass"}  # neither changes what fits where
+
+
+def log_probability_of_content(scene: Scene, draws: int = DRAWS, seed: int = 0, places: bool = True) -> float:
+    """Of what a full caption says, in nats; `places=False`: of the things in any order and place.
+
+    The share of `draws` of the geometry that end in such a scene is counted. Splits are not told apart, since no model
+    can know a hash; combinations that are held out have no probability.
+    """
+    rng, things = np.random.default_rng(seed), scene.from_left
+    wanted = [(t.kind, t.pose, t.place) if places else (t.kind, t.pose) for t in things]
+    hits = 0
+    for _ in range(draws):
+        drawn = _place(rng, [things[i].kind for i in rng.permutation(len(things))])
+        if drawn:
+            got = [(t.kind, t.pose, t.place) if places else (t.kind, t.pose) for t in drawn.from_left]
+            hits += got == wanted if places else Counter(got) == Counter(wanted)
+    share = max(hits, 0.5) / draws
+    kinds = Counter(thing.kind for thing in things)
+    orders = math.factorial(len(things)) / math.prod(map(math.factorial, kinds.values())) if places else 1
+    each = -len(things) * math.log(len(KINDS) * len(COLOURS))
+    return math.log(orders * share) + each - math.log(3 * len(SKIES) * len(GROUNDS)) - math.log(_accepted())
+
+
+def _place(rng: np.random.Generator, kinds: Sequence[str]) -> Scene | None:
+    """One draw of the geometry as `sample_scene` does it, of the narrow mix; colours do not matter."""
+    empty = Scene((), light=0.5, horizon=round(float(rng.uniform(0.52, 0.60)), 3), **PLAIN)
+    return place_things(rng, empty, kinds, ["red"] * len(kinds), float(rng.uniform(0.95, 1.05)))
+
+
+@lru_cache(maxsize=1)
+def _accepted(draws: int = 4000) -> float:
+    """The share of all draws of one to three things that find room and show no held-out combination."""
+    rng, total = np.random.default_rng(0), 0.0
+    for count in (1, 2, 3):
+        room = np.mean([_place(rng, rng.choice(KINDS, count)) is not None for _ in range(draws)])
+        total += float(room) * (1 - 1 / len(COLOURS)) ** count / 3  # each kind has one colour that is held out
+    return total
+
+
+@torch.no_grad()
+def cross_entropies(model, tokenizer, texts: Sequence[str], batch: int = 64) -> list[np.ndarray]:
+    """Nats of each predicted token of each text, the end token included; location tokens are NaN."""
+    locations, rows = set(tokenizer.convert_tokens_to_ids(list(LOCATION_TOKENS))), []
+    for start in range(0, len(texts), batch):
+        tokens = encode_documents(tokenizer, list(texts[start : start + batch]))
+        losses, told = token_losses(model, tokens, tokenizer.pad_token_id)
+        for loss, kept, ids in zip(losses, told, tokens[:, 1:], strict=True):
+            place = torch.tensor([int(token) in locations for token in ids[kept]])
+            rows.append(loss[kept].masked_fill(place, torch.nan).double().numpy())
+    return rows
+
+
+def perplexity_ratio(
+    model, tokenizer, form: str, count: int, draws: int = DRAWS, split: str = "test"
+) -> dict[str, float]:
+    """exp(cross-entropy per token - the generator's) on `count` held-out texts, with the ends of its 95 % interval.
+
+    form: `full`, or `grounded`, of which location tokens are told apart: `locations` is their perplexity alone, against
+    224 of a guess. Also `perplexity` of the model and `generator_perplexity`.
+    """
+    texts, best = [], []
+    for index in tqdm(range(count), desc=f"{form} captions", disable=count * draws < 20_000):
+        scene, choose = sample_scene(index, split), Choices(index)
+        texts.append(scene_document(form, scene, choose))
+        content = log_probability_of_content(scene, draws, index, places=form == "full")
+        best.append(-content - choose.log_probability - math.log(SHARES[form]))
+    losses = cross_entropies(model, tokenizer, texts)
+    words = np.array([np.isfinite(row).sum() for row in losses])
+    excess = np.array([np.nansum(row) for row in losses]) - np.array(best)
+    gap = interval(excess / words.mean())  # per token
+    ours = sum(np.nansum(row) for row in losses) / words.sum()
+    result = {"ratio": math.exp(gap["mean"]), "low": math.exp(gap["low"]), "high": math.exp(gap["high"])}
+    result |= {"perplexity": math.exp(ours), "generator_perplexity": math.exp(sum(best) / words.sum())}
+    return result
+
+
+def llama_report(folder: str | Path, count: int = SCENES, draws: int = DRAWS) -> dict[str, Any]:
+    """The numbers of the language model on held-out texts."""
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer, about = PreTrainedTokenizerFast.from_pretrained(folder), read_manifest(folder)
+    return {
+        "preset": about["preset"],
+        "seed": about["seed"],
+        "artifacts": {"llama": about["id"]},
+        "scenes": count,
+        "draws": draws,
+        **{form: perplexity_ratio(model, tokenizer, form, count, draws) for form in ("full", "grounded")},
+        "tolerance": 0.005,
+    }
+
+
+def evaluate(folder: str | Path, runs: str | Path = "runs") -> Path:
+    """Measures, writes the record `llama` and returns its path."""
+    return save_record("llama", llama_report(folder), runs)

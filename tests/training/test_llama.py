@@ -1,0 +1,156 @@
+"""The language model's texts and what their likelihood should be."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from seedx_lite.data.tokenizer import IMAGE_TOKENS, MARKS, llm_tokenizer
+from seedx_lite.evaluation.language_model import (
+    _accepted,
+    cross_entropies,
+    log_probability_of_content,
+    perplexity_ratio,
+)
+from seedx_lite.presets import load_preset
+from seedx_lite.training.llama import SHARES, document, encode_documents, llama, token_losses
+from seedx_lite.world.language import LOCATION_TOKENS, Choices, full_caption, grounded_description
+from seedx_lite.world.scene import Scene, Thing, sample_scene
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return llm_tokenizer()
+
+
+def test_ids_in_the_official_order(tokenizer):
+    """Words, then image tokens, locations and marks; each of them one token, wherever it stands."""
+    ids = tokenizer.convert_tokens_to_ids([*IMAGE_TOKENS, *LOCATION_TOKENS, *MARKS])
+    assert ids == list(range(len(tokenizer) - len(ids), len(tokenizer))) and len(IMAGE_TOKENS) == 256
+    assert tokenizer("red car<img><img_00000></img>").input_ids[-3:] == tokenizer.convert_tokens_to_ids(
+        ["<img>", "<img_00000>", "</img>"]
+    )
+
+
+@pytest.mark.parametrize("form", SHARES)
+def test_every_text_is_known_and_comes_back(tokenizer, form):
+    """Bug: an unknown word in a prompt, or a line break that is lost."""
+    for index in range(60):
+        text = document(form, index, "train", np.random.default_rng(index))
+        ids = tokenizer(text).input_ids
+        assert tokenizer.unk_token_id not in ids and ids[0] == tokenizer.bos_token_id
+        told = tokenizer.decode(ids[1:])
+        assert (
+            told.split()
+            == text.lower()
+            .replace("[inst]", "[ inst]")
+            .replace("[/inst]", "[/ inst]")
+            .replace("[[ <", "[[<")
+            .replace("> ]]", ">]]")
+            .split()
+        )
+        assert told.count("\n") == text.count("\n")
+
+
+def test_unknown_words_are_told(tokenizer):
+    with pytest.raises(ValueError, match="does not know a word of 'a quokka'"):
+        encode_documents(tokenizer, ["a red cat", "a quokka"])
+
+
+def test_padding_counts_for_nothing(tokenizer):
+    """Bug: a short text beside a long one has another likelihood than alone."""
+    torch.manual_seed(0)
+    preset = load_preset("smoke")
+    from dataclasses import asdict
+
+    from transformers import LlamaConfig
+
+    model = LlamaForCausalLM(LlamaConfig(**asdict(preset.llm))).eval()
+    short, long = "a red cat", "a blue dog and a white boat, on grass by day"
+    alone, _ = token_losses(model, encode_documents(tokenizer, [short]), tokenizer.pad_token_id)
+    both, told = token_losses(model, encode_documents(tokenizer, [short, long]), tokenizer.pad_token_id)
+    assert torch.allclose(both[0][told[0]], alone[0], atol=1e-5) and told.sum(1).tolist() == [4, 13]
+    assert [len(row) for row in cross_entropies(model, tokenizer, [short, long])] == [4, 13]
+
+
+def test_location_tokens_are_left_out(tokenizer):
+    preset = load_preset("smoke")
+    from dataclasses import asdict
+
+    from transformers import LlamaConfig
+
+    model = LlamaForCausalLM(LlamaConfig(**asdict(preset.llm))).eval()
+    (row,) = cross_entropies(model, tokenizer, [grounded_description(sample_scene(3, things=2), 0)])
+    assert np.isnan(row).sum() == 8
+
+
+def test_wordings_of_a_caption_add_up_to_one():
+    """The probabilities that `Choices` counts, over all captions of a scene, are those of the captions."""
+    scene = sample_scene(0, things=2)
+    seen, likely = Counter(), {}
+    for seed in range(4000):
+        choose = Choices(seed)
+        text = full_caption(scene, choose)
+        seen[text] += 1
+        likely[text] = math.exp(choose.log_probability)
+    assert sum(likely.values()) == pytest.approx(1, abs=0.02)
+    for text, count in seen.items():
+        assert count / 4000 == pytest.approx(likely[text], abs=4 * math.sqrt(likely[text] / 4000))
+
+
+def test_content_is_as_likely_as_it_is_frequent():
+    """Bug: orders of things, held-out combinations or refused draws counted twice or not at all."""
+    many = [sample_scene(index, split) for split in ("train", "validation", "test") for index in range(1500)]
+    shares = {"train": 0.8, "validation": 0.1, "test": 0.1}
+    weights = [shares[split] / 1500 for split in shares for _ in range(1500)]
+    one = Scene((Thing("ball", "red", 0.5, 0.8, 0.2),), "day", "grass")
+    two = Scene((Thing("ball", "red", 0.2, 0.8, 0.2), Thing("cat", "blue", 0.5, 0.8, 0.3)), "day", "grass")
+
+    def share(fits) -> float:
+        return sum(w for scene, w in zip(many, weights, strict=True) if fits(scene))
+
+    # Colours, skies and grounds are uniform: all scenes with a lone ball in the middle, and all with ball and cat.
+    lone = share(lambda s: [t.kind for t in s.things] == ["ball"] and s.things[0].place == "middle")
+    expected = math.exp(log_probability_of_content(one, 3000)) * 7 * 3 * 4
+    assert expected == pytest.approx(lone, rel=0.25)
+    pair = share(lambda s: sorted(t.kind for t in s.things) == ["ball", "cat"])
+    mention = math.exp(log_probability_of_content(two, 3000, places=False)) * 7**2 * 3 * 4
+    assert 2 * mention == pytest.approx(pair, rel=0.25)  # named in one order or the other
+    assert 0.5 < _accepted() < 0.875
+
+
+def test_a_perfect_model_has_ratio_one(tokenizer, monkeypatch):
+    """Bug: the two cross-entropies are of different texts, or of a different number of tokens."""
+    from seedx_lite.evaluation import language_model
+
+    monkeypatch.setattr(language_model, "log_probability_of_content", lambda *args, **kwargs: -7.0)
+    made = []
+
+    def as_the_generator(model, tokenizer, texts):
+        for index, text in enumerate(texts):
+            choose = Choices(index)
+            assert full_caption(sample_scene(index, "test"), choose) == text
+            length = len(tokenizer(text).input_ids)
+            total = 7.0 - choose.log_probability - math.log(SHARES["full"])
+            made.append(np.full(length, total / length))
+        return made
+
+    monkeypatch.setattr(language_model, "cross_entropies", as_the_generator)
+    assert perplexity_ratio(None, tokenizer, "full", 12)["ratio"] == pytest.approx(1)
+
+
+def test_smoke_model_opens_with_plain_transformers(tmp_path):
+    folder = llama(load_preset("smoke"), runs=tmp_path)
+    model, tokenizer = LlamaForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer) and not model.config.tie_word_embeddings
+    assert (model.config.bos_token_id, model.config.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+def test_another_vocabulary_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"llm\.vocab_size=12: expected"):
+        llama(load_preset("smoke", ["llm.vocab_size=12"]), runs=tmp_path)
+    with pytest.raises(ValueError, match="has no `llm`"):
+        llama(load_preset("smoke", ["llm=null"]), runs=tmp_path)
