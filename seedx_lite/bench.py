@@ -130,9 +130,9 @@ def measure_training(preset_name: str, overrides: list[str], name: str, steps: i
 
 
 def _steps(name: str, steps: int) -> list[str]:
-    """Overrides that leave `steps` steps to the training `name`, and none of a second phase to any."""
+    """Overrides that leave `steps` steps to the training `name`, and no second phase to the ViT."""
     of = {"unet": "sdxl"}.get(name, name)
-    return [f"training.{of}.steps={steps}", "training.vit_dense=null", "training.sdxl_long=null"]
+    return [f"training.{of}.steps={steps}", "training.vit_dense=null"]
 
 
 def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
@@ -148,14 +148,13 @@ def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
     whole = {"vit": vit.vit, "llama": llama.llama, "reader": reader.reader, "reader_2": reader.reader_2}
     if name in whole:
         return json.loads((whole[name](preset, runs=folder) / "training.json").read_text())
-    scheduler = DDIMScheduler(**foundations.SCHEDULER)
+    scheduler = DDIMScheduler(**foundations.noise_schedule(preset))
     autoencoder = AutoencoderKL(**preset.vae.kwargs, sample_size=preset.image_size).eval()
     if name == "vae":
-        foundations.train_vae(preset, 0, folder, *foundations.training_scenes(preset, "broad", folder))
+        foundations.train_vae(preset, 0, folder, foundations.training_scenes(preset, "broad", folder))
     elif name == "unet":
-        pictures, weights = foundations.training_scenes(preset, "broad", folder)
-        encoders = text.new_text_encoders(preset)
-        foundations.train_unet(preset, 0, folder, pictures, weights, autoencoder, encoders, scheduler)
+        data, encoders = foundations.training_scenes(preset, "broad", folder), text.new_text_encoders(preset)
+        foundations.train_unet(preset, 0, folder, data, autoencoder, encoders, scheduler)
     else:
         tower = VisionTransformerWithAttnPool(**vars(preset.vit)).eval()
         unet, resampler = UNet2DConditionModel(**preset.unet_kwargs), ResamplerXLV2(**preset.resampler_kwargs)

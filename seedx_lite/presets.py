@@ -9,7 +9,7 @@ import difflib
 import math
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +179,25 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class TextToImageConfig:
+    """What the text-to-image U-Net is taught, and by which words; see `training.foundations`."""
+
+    prediction_type: str = "v_prediction"  # or "epsilon"
+    captions: dict[str, float] = field(  # shares of the kinds of captions
+        default_factory=lambda: {"full": 0.4, "partial": 0.1, "one_thing": 0.1, "grounded": 0.4}
+    )
+    places: float = 0.1  # weight of the places that are read from the queries of the cross-attention
+    words: float = 0.0  # weight of looking at the words on what is there
+    people: float = 1.0  # how often scenes with people are drawn, against others
+
+    def __post_init__(self):
+        known = ("v_prediction", "epsilon")
+        _require(
+            self.prediction_type in known, f"prediction_type={self.prediction_type}: expected {' or '.join(known)}"
+        )
+
+
+@dataclass(frozen=True)
 class TrainingConfigs:
     """The training run of each stage."""
 
@@ -190,7 +209,6 @@ class TrainingConfigs:
     reader_2: TrainConfig
     llama: TrainConfig | None = None
     vit_dense: TrainConfig | None = None  # goes on where `vit` ended, with frozen text encoders
-    sdxl_long: TrainConfig | None = None  # goes on where `sdxl` ended
 
 
 @dataclass(frozen=True)
@@ -209,6 +227,7 @@ class Preset:
     training: TrainingConfigs
     reader: ReaderConfig
     reader_2: ReaderConfig
+    text_to_image: TextToImageConfig = field(default_factory=TextToImageConfig)
     n_embeddings: int = 64  # N, the visual embeddings that are left after pooling
     llm: LLMConfig | None = None
 
@@ -298,7 +317,7 @@ def _check_keys(part: dict[str, Any], where: str, kind: type = Preset, prefix: s
         if inner and isinstance(value, dict):
             _check_keys(value, where, inner, f"{prefix}{key}.")
         elif inner:
-            names = ", ".join(f"{prefix}{key}.{field.name}" for field in fields(inner))
+            names = ", ".join(f"{prefix}{key}.{entry.name}" for entry in fields(inner))
             _require(value is None, f"{where}: {prefix}{key} is a group: set {names}")
 
 

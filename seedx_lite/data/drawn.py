@@ -8,6 +8,7 @@ import multiprocessing
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -79,6 +80,18 @@ def draw_scenes(
             if old != folder:
                 shutil.rmtree(old, ignore_errors=True)
     return _load(folder, mapped=True)
+
+
+def cell_owners(drawn: Drawn, chosen: Sequence[Scene]) -> np.ndarray:
+    """Which thing each cell shows: uint8 [K, T], 1 + its number in `Scene.things`, 0 for none."""
+    owners = np.zeros(drawn.kind.shape, dtype=np.uint8)
+    for row, scene in enumerate(chosen):
+        boxes = np.array([scene.box(thing) for thing in scene.things])
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        here = drawn.kind[row] >= 2
+        distance = np.abs(drawn.box[row, here, None, :2] - centres).sum(-1)  # [cells, things]
+        owners[row, here] = 1 + distance.argmin(1)
+    return owners
 
 
 def thing_weights(kind, emphasis: float = EMPHASIS):

@@ -60,9 +60,9 @@ def train_stage1(
     """
     config, size, device = preset.training.detokenizer, preset.image_size, processes().device
     n = preset.n_embeddings
-    pictures, weights = training_scenes(preset, "narrow", runs)
-    latents = encode_pictures(autoencoder.to(device), pictures) * autoencoder.config.scaling_factor
-    embeddings = embed_pictures(tower.to(device), pictures, n)
+    data = training_scenes(preset, "narrow", runs)
+    latents = encode_pictures(autoencoder.to(device), data.pictures) * autoencoder.config.scaling_factor
+    embeddings = embed_pictures(tower.to(device), data.pictures, n)
     with torch.no_grad():
         zero = pool_embeddings(tower.zero_embeddings(), n).cpu()  # [1, N, D]
 
@@ -73,7 +73,7 @@ def train_stage1(
             "image_embeds": embeddings[chosen].float(),
             "time_ids": sdxl_time_ids(size).expand(len(chosen), -1),
             "zero_embeds": zero,
-            "weights": weights[chosen],
+            "weights": data.weights[chosen],
         }
 
     def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:

@@ -4,7 +4,9 @@ The other foundation, the ViT with the text encoders, is in `vit.py`.
 """
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seedx_lite.artifacts import ensure, project_path
-from seedx_lite.data.drawn import EMPHASIS, draw_scenes, thing_weights
+from seedx_lite.data.drawn import EMPHASIS, Drawn, cell_owners, draw_scenes, thing_weights
 from seedx_lite.models.detokenizer import noise_target, sdxl_time_ids
 from seedx_lite.models.text import encode_text, load_text_encoders
 from seedx_lite.presets import Preset
@@ -20,11 +22,10 @@ from .loop import train
 from .text import CaptionSource
 from .vit import vit
 
-SCHEDULER = {  # SDXL's noise schedule; v = α·noise - σ·picture is learned faster here than the noise alone
+SCHEDULER = {  # SDXL's noise schedule
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
     "timestep_spacing": "trailing",
     "steps_offset": 0,
     "clip_sample": False,
@@ -32,15 +33,9 @@ SCHEDULER = {  # SDXL's noise schedule; v = α·noise - σ·picture is learned f
 }
 
 
-PLACES = 0.1  # weight of the places that are read from the queries of the cross-attention
-CAPTIONS = {"full": 0.4, "partial": 0.1, "one_thing": 0.1, "grounded": 0.4}  # shares of the kinds
-LONG_CAPTIONS = {"full": 0.6, "partial": 0.1, "one_thing": 0.1, "grounded": 0.2}  # of `sdxl_long`
-SNR_LIMIT = 5.0  # of `sdxl_long`: see `snr_weights`
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+def noise_schedule(preset: Preset) -> dict[str, Any]:
+    """Arguments of the scheduler, with what the U-Net predicts: the noise, or v = α·noise - σ·picture."""
+    return SCHEDULER | {"prediction_type": preset.text_to_image.prediction_type}
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
@@ -48,21 +43,33 @@ def to_tensor(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def training_scenes(preset: Preset, mix: str, runs: str | Path) -> tuple[np.ndarray, Tensor]:
-    """Pictures of all training scenes, uint8 [K, H, W, 3], and how much each place of a latent counts in a loss,
-    [K, 1, h, w], with the mean 1: things more than background."""
+class TrainingScenes(NamedTuple):
+    """All training scenes of a preset, drawn on a grid of cells, and how much each place of a latent counts in a loss:
+    [K, 1, h, w], with the mean 1, things more than background."""
+
+    drawn: Drawn
+    grid: int
+    weights: Tensor
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """uint8 [K, H, W, 3]"""
+        return self.drawn.pictures
+
+
+def training_scenes(preset: Preset, mix: str, runs: str | Path) -> TrainingScenes:
+    """Draws the training scenes of a mix, or takes them from the cache in `runs`."""
     grid, size, latent = round(preset.vit.n_queries**0.5), preset.image_size, preset.unet.sample_size
     drawn = draw_scenes("train", preset.data.train_scenes, mix, (size, size), grid, project_path(runs) / "cache")
     weights = thing_weights(torch.tensor(drawn.kind).float()).unflatten(1, (1, grid, grid))
-    return drawn.pictures, F.adaptive_avg_pool2d(weights, latent)
+    return TrainingScenes(drawn, grid, F.adaptive_avg_pool2d(weights, latent))
 
 
-def train_vae(preset: Preset, seed: int, folder: Path, pictures: np.ndarray, weights: Tensor):
+def train_vae(preset: Preset, seed: int, folder: Path, data: TrainingScenes):
     """Trains `AutoencoderKL` on full frames; `folder` gets training.json and the checkpoint.
 
     Loss: absolute error, that of horizontal and vertical differences (edges), both with things emphasised, and a faint
     pull of the latents to a unit Gaussian. The scaling factor makes the latents' deviation 1.
-    pictures, weights: see `training_scenes`.
     """
     from diffusers import AutoencoderKL
 
@@ -71,8 +78,8 @@ def train_vae(preset: Preset, seed: int, folder: Path, pictures: np.ndarray, wei
     model = AutoencoderKL(**preset.vae.kwargs, sample_size=preset.image_size)
 
     def batch_at(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(pictures), (config.batch_size,), generator=generator)
-        return to_tensor(pictures[chosen.numpy()]), weights[chosen]
+        chosen = torch.randint(len(data.pictures), (config.batch_size,), generator=generator)
+        return to_tensor(data.pictures[chosen.numpy()]), data.weights[chosen]
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
         images, weight = batch
@@ -87,7 +94,7 @@ def train_vae(preset: Preset, seed: int, folder: Path, pictures: np.ndarray, wei
         return pixels + edges + 1e-4 * pull, logs
 
     train(model, batch_at, loss_of, config, folder, seed=seed, title="VAE").save(folder / "training.json")
-    latents = encode_pictures(model, pictures[:512])
+    latents = encode_pictures(model, data.pictures[:512])
     model.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
     return model
 
@@ -108,97 +115,113 @@ def encode_pictures(model, pictures: np.ndarray, batch: int = 64) -> Tensor:
 class _TextToImage(nn.Module):
     """U-Net and text encoders. The first encoder goes on learning here, the second stays with the ViT.
 
-    A linear map beside each cross-attention reads from every query where its cell is. Keys can be addressed to a place
-    only if the queries tell theirs, and the loss of the noise alone need not teach that within an hour.
+    Two lessons are given beside each cross-attention; the loss of the noise alone would teach them much later, and
+    without them pictures show the right things in any place, or twice. A linear map reads from every query where its
+    cell is: keys can be addressed to a place only if queries tell theirs. And from the cells of a thing, the first head
+    should look at the last token of the words on that thing (as TokenCompose does, arXiv 2312.03626).
     """
 
     def __init__(self, unet: nn.Module, first: nn.Module, second: nn.Module):
         super().__init__()
         self.unet, self.first, self.second = unet, first, second.requires_grad_(False)
-        asking = [module for name, module in unet.named_modules() if name.endswith("attn2.to_q")]
-        self.readers = nn.ModuleList(nn.Linear(layer.out_features, 2) for layer in asking)
-        self._places: list[Tensor] = []  # of the latest step: read from the queries of each layer, [B, g·g, 2]
-        self.hooks = [
-            layer.register_forward_hook(lambda _, __, queries, reader=reader: self._places.append(reader(queries)))
-            for layer, reader in zip(asking, self.readers, strict=True)
-        ]
+        layers = [module for name, module in unet.named_modules() if name.endswith("attn2")]
+        self.readers = nn.ModuleList(nn.Linear(layer.to_q.out_features, 2) for layer in layers)
+        self.widths = [layer.to_q.out_features // layer.heads for layer in layers]  # of the first head
+        # Of the latest step, by layer, in the order of the readers: queries [B, g·g, D] and keys [B, L, D]
+        self._queries, self._keys = [torch.empty(0)] * len(layers), [torch.empty(0)] * len(layers)
+        self.hooks = []
+        for number, layer in enumerate(layers):
+            for projection, seen in ((layer.to_q, self._queries), (layer.to_k, self._keys)):
+                hook = partial(self._note, seen, number)
+                self.hooks.append(projection.register_forward_hook(hook))
 
-    def forward(
-        self, noisy: Tensor, times: Tensor, tokens: Tensor, kept: Tensor, time_ids: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Prediction [B, 4, h, w], and mean squared error of the places read, in units of half a side.
+    @staticmethod
+    def _note(seen: list[Tensor], number: int, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        seen[number] = output
 
-        kept [B]: 0 where the caption is dropped, to zeros, as the pipeline makes its unconditional input.
-        """
+    def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor, kept: Tensor, time_ids: Tensor) -> Tensor:
+        """Prediction [B, 4, h, w]. kept [B]: 0 where the caption is dropped, to zeros, as the pipeline makes its
+        unconditional input."""
         context, pooled = encode_text((self.first, self.second), tokens)
         extra = {"text_embeds": pooled * kept[:, None], "time_ids": time_ids.expand(len(noisy), -1)}
-        self._places.clear()
-        sample = self.unet(noisy, times, context * kept[:, None, None], added_cond_kwargs=extra).sample
+        return self.unet(noisy, times, context * kept[:, None, None], added_cond_kwargs=extra).sample
+
+    def place_error(self) -> Tensor:
+        """Mean squared error of the places read from the latest queries, in units of half a side."""
         errors = []
-        for read in self._places:
-            axis = torch.linspace(-1, 1, round(read.shape[1] ** 0.5), device=read.device)
+        for queries, reader in zip(self._queries, self.readers, strict=True):
+            axis = torch.linspace(-1, 1, round(queries.shape[1] ** 0.5), device=queries.device)
             places = torch.cartesian_prod(axis, axis)  # [g·g, 2]: row, column
-            errors.append((read.float() - places).square().mean())
-        return sample, torch.stack(errors).mean()
+            errors.append((reader(queries).float() - places).square().mean())
+        return torch.stack(errors).mean()
+
+    def word_error(self, owners: Tensor, words: Tensor, kept: Tensor) -> Tensor:
+        """Cross-entropy of the first heads' attention, over the tokens, from the cells of things.
+
+        owners [B, G, G]: 1 + number of the thing in a cell, 0 for none. words [B, M]: for each thing the token to look
+        at, -1 for none.
+        """
+        errors = []
+        for queries, keys, width in zip(self._queries, self._keys, self.widths, strict=True):
+            side = round(queries.shape[1] ** 0.5)
+            here = F.adaptive_max_pool2d(owners[:, None].float(), side).flatten(1).long()  # [B, g·g]
+            wanted = torch.where((here > 0) & (kept[:, None] > 0), words.gather(1, (here - 1).clamp(min=0)), -1)
+            scores = queries[..., :width].float() @ keys[..., :width].float().mT / width**0.5  # [B, g·g, L]
+            lost = F.cross_entropy(scores.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum")
+            errors.append(lost / (wanted >= 0).sum().clamp(min=1))
+        return torch.stack(errors).mean()
 
 
-def snr_weights(scheduler, times: Tensor, limit: float = SNR_LIMIT) -> Tensor:
-    """How much each timestep [B] counts in the loss of v-prediction: min(SNR, limit) / (SNR + 1) (arXiv 2303.09556),
-    over its mean. Steps with hardly any noise teach texture, which is learned first, and would drown the others."""
-    powers = scheduler.alphas_cumprod.to(times.device)
-    ratio = powers / (1 - powers)
-    weights = ratio.clamp(max=limit) / (ratio + 1)
-    return (weights / weights.mean())[times]
-
-
-def train_unet(
-    preset: Preset, seed: int, folder: Path, pictures: np.ndarray, weights: Tensor, autoencoder, text, scheduler
-):
+def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, autoencoder, text, scheduler):
     """Trains the text-to-image U-Net on the broad mix; every tenth caption is dropped, for guidance.
 
     Descriptions with boxes among the captions teach it to put things where it is told to. Things are emphasised.
-    pictures, weights: as for `train_vae`. text: tokenizer and both encoders, of which the first is trained along.
-    Latents are computed once. `folder` gets training.json and the checkpoint.
+    text: tokenizer and both encoders, of which the first is trained along. Latents are computed once. `folder` gets
+    training.json and the checkpoint.
     """
     from diffusers import UNet2DConditionModel
 
-    config, longer, size = preset.training.sdxl, preset.training.sdxl_long, preset.image_size
-    captions = CaptionSource(text[0], "train", len(pictures), "broad", (size, size), CAPTIONS)
-    latents = encode_pictures(autoencoder, pictures) * autoencoder.config.scaling_factor
+    config, taught, size = preset.training.sdxl, preset.text_to_image, preset.image_size
+    captions = CaptionSource(text[0], "train", len(data.pictures), "broad", (size, size), taught.captions)
+    owners = torch.from_numpy(cell_owners(data.drawn, captions.scenes)).unflatten(1, (data.grid, data.grid))
+    people = (data.drawn.pose > 0).any(1)  # [K]
+    chances = torch.from_numpy(np.where(people, taught.people, 1.0))
+    latents = encode_pictures(autoencoder, data.pictures) * autoencoder.config.scaling_factor
     torch.manual_seed(seed)
     model = _TextToImage(UNet2DConditionModel(**preset.unet_kwargs), *text[1:])
 
-    def batch_at(
-        step: int, generator: torch.Generator, captions=captions, count=config.batch_size
-    ) -> dict[str, Tensor]:
-        chosen = torch.randint(len(latents), (count,), generator=generator)
+    def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if taught.people == 1:
+            chosen = torch.randint(len(latents), (config.batch_size,), generator=generator)
+        else:
+            chosen = torch.multinomial(chances, config.batch_size, replacement=True, generator=generator)
+        tokens, words = captions.marked_tokens(chosen.tolist(), generator)
         return {
             "latents": latents[chosen],
-            "weights": weights[chosen],
-            "tokens": captions.tokens(chosen.tolist(), generator),
+            "weights": data.weights[chosen],
+            "owners": owners[chosen],
+            "tokens": tokens,
+            "words": words,
             "kept": (torch.rand(len(chosen), generator=generator) >= 0.1).float(),
             "noise": torch.randn(len(chosen), *latents.shape[1:], generator=generator),
             "times": torch.randint(scheduler.config.num_train_timesteps, (len(chosen),), generator=generator),
             "time_ids": sdxl_time_ids(size),
         }
 
-    def long_batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        batch = batch_at(step, generator, captions.with_shares(LONG_CAPTIONS), longer.batch_size)
-        return batch | {"weights": batch["weights"] * snr_weights(scheduler, batch["times"])[:, None, None, None]}
-
     def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
         latents, noise, times = batch["latents"], batch["noise"], batch["times"]
         noisy = scheduler.add_noise(latents, noise, times)
-        predicted, places = model(noisy, times, batch["tokens"], batch["kept"], batch["time_ids"])
+        predicted = model(noisy, times, batch["tokens"], batch["kept"], batch["time_ids"])
         errors = (predicted.float() - noise_target(scheduler, latents, noise, times)).square()
-        logs = {"plain": errors.detach().mean(), "places": places.detach()}
-        return (errors * batch["weights"]).mean() + PLACES * places, logs
+        places = model.place_error()
+        loss = (errors * batch["weights"]).mean() + taught.places * places
+        logs = {"plain": errors.detach().mean(), "places": places}
+        if taught.words:
+            words = model.word_error(batch["owners"], batch["words"], batch["kept"])
+            loss, logs = loss + taught.words * words, logs | {"words": words}
+        return loss, logs
 
     record = train(model, batch_at, loss_of, config, folder, seed=seed, title="text-to-image U-Net")
-    if longer:
-        record.save(_made(folder / "first") / "training.json")
-        title = "text-to-image U-Net, longer"
-        record = train(model, long_batch_at, loss_of, longer, folder / "long", seed=seed + 1, title=title)
     record.save(folder / "training.json")
     for hook in model.hooks:
         hook.remove()
@@ -213,27 +236,28 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
         from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 
         text = load_text_encoders(vit_folder)
-        scheduler = DDIMScheduler(**SCHEDULER)
-        pictures, weights = training_scenes(preset, "broad", runs)
-        autoencoder = train_vae(preset, seed, folder / "vae", pictures, weights)
-        unet = train_unet(preset, seed, folder / "unet", pictures, weights, autoencoder, text, scheduler)
+        scheduler = DDIMScheduler(**noise_schedule(preset))
+        data = training_scenes(preset, "broad", runs)
+        autoencoder = train_vae(preset, seed, folder / "vae", data)
+        unet = train_unet(preset, seed, folder / "unet", data, autoencoder, text, scheduler)
         tokenizer, first, second = text
         parts = {"vae": autoencoder, "unet": unet, "scheduler": scheduler, "tokenizer": tokenizer}
         parts |= {"tokenizer_2": tokenizer, "text_encoder": first, "text_encoder_2": second}
         whole = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
         whole.save_pretrained(folder)
 
+    taught = preset.text_to_image
     config = {
         "vae": asdict(preset.vae),
         "unet": preset.unet_kwargs,
         "training": {name: getattr(preset.training, name).recipe for name in ("vae", "sdxl")},
-        "captions": CAPTIONS,
-        "places": PLACES,
+        "captions": taught.captions,
+        "places": taught.places,
         "emphasis": EMPHASIS,
         "scenes": preset.data.train_scenes,
-        "scheduler": SCHEDULER,
+        "scheduler": noise_schedule(preset),
     }
-    if longer := preset.training.sdxl_long:
-        config |= {"training_long": longer.recipe, "captions_long": LONG_CAPTIONS, "snr_limit": SNR_LIMIT}
+    config |= {"words": taught.words} if taught.words else {}
+    config |= {"people": taught.people} if taught.people != 1 else {}
     about = {"preset": preset.name, "seed": seed, "config": config, "upstream": [vit_folder]}
     return ensure("sdxl", build, **about, retrain=retrain, runs=runs)

@@ -141,10 +141,27 @@ def _verb(thing: Thing, form: str) -> str:
 _VERB_FORMS = (" {s}", " is {ing}")  # `waves`, `is waving`
 
 
-def full_caption(scene: Scene, rng: Rng) -> str:
+MARK = "§"  # behind the words of a thing, with its number in `Scene.things`; no sentence has it otherwise
+
+
+def _marked(phrase: str, scene: Scene, thing: Thing, marked: bool) -> str:
+    return f"{phrase}{MARK}{scene.things.index(thing)}{MARK}" if marked else phrase
+
+
+def unmarked(text: str) -> tuple[str, dict[int, int]]:
+    """A marked text without its marks, and for each thing the number of words that end with its last one."""
+    parts, ends, count = text.split(MARK), {}, 0
+    for phrase, number in zip(parts[::2], parts[1::2], strict=False):
+        count += len(words(phrase))
+        ends[int(number)] = count
+    return "".join(parts[::2]), ends
+
+
+def full_caption(scene: Scene, rng: Rng, marked: bool = False) -> str:
     """Names everything that is scored: kind, colour, pose and place of each thing, sky and ground.
 
     Under 40 words for three things. Those of one third stay in reading order, so that the caption can be read back.
+    marked: see `unmarked`.
     """
     choose = _choices(rng)
     order = choose.pick(permutations(dict.fromkeys(thing.place for thing in scene.from_left)))
@@ -152,6 +169,7 @@ def full_caption(scene: Scene, rng: Rng) -> str:
     wording = choose.pick(("{thing} {place}", "{place} {thing}"))
     row = sorted(scene.from_left, key=lambda thing: order.index(thing.place))
     named = [wording.format(thing=noun_phrase(t) + _verb(t, form), place=PLACE_PHRASES[t.place]) for t in row]
+    named = [_marked(phrase, scene, thing, marked) for phrase, thing in zip(named, row, strict=True)]
     ground, sky = f"on {GROUND_NAMES[scene.ground]}", SKY_PHRASES[scene.sky]
     background, things = choose.pick((f"{ground} {sky}", f"{sky} {ground}")), _listed(named)
     return choose.pick((f"{things}, {background}", f"{background}, {things}"))
@@ -235,14 +253,16 @@ def find_boxes(text: str) -> tuple[tuple[float, float, float, float], ...]:
     return tuple(tokens_to_box(match[0]) for match in _ANY_BOX.finditer(text))
 
 
-def grounded_description(scene: Scene, rng: Rng) -> str:
-    """A caption in which ` [[ box ]]` follows each thing and no place is said; things in random order."""
+def grounded_description(scene: Scene, rng: Rng, marked: bool = False) -> str:
+    """A caption in which ` [[ box ]]` follows each thing and no place is said; things in random order. marked: see
+    `unmarked`."""
     choose = _choices(rng)
     things, rest = [], list(scene.from_left)
     form = choose.pick(_VERB_FORMS) if any(thing.pose for thing in rest) else ""
     while rest:
         thing = rest.pop(choose.pick(range(len(rest))))
-        things.append(f"{noun_phrase(thing)}{_verb(thing, form)} [[ {box_to_tokens(scene.box(thing))} ]]")
+        phrase = f"{noun_phrase(thing)}{_verb(thing, form)} [[ {box_to_tokens(scene.box(thing))} ]]"
+        things.append(_marked(phrase, scene, thing, marked))
     return f"{_listed(things)}, on {GROUND_NAMES[scene.ground]} {SKY_PHRASES[scene.sky]}"
 
 

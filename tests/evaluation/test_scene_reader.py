@@ -75,9 +75,11 @@ def test_losses_are_least_at_the_truth():
         read[name] = _spread_classes(truth, name, known)
     right = reader_losses(read, truth)
     assert right["centre"] < 0.01 and all(float(right[name]) < 1e-3 for name in ("offset", "size", "colour", "pose"))
-    for name in ("centre", "offset", "size", "colour"):
+    for name in ("centre", "offset", "colour"):
         wrong = reader_losses(read | {name: read[name].roll(2, dims=3)}, truth)
         assert wrong[name] > right[name] + 0.1, name
+    wrong = reader_losses(read | {"size": read["size"] + 0.5}, truth)
+    assert wrong["size"] == pytest.approx(1.0, abs=1e-3)  # half a unit in width and in height
 
 
 def _nearest(truth) -> tuple[torch.Tensor, torch.Tensor]:

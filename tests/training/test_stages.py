@@ -9,13 +9,14 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import nn
 
 from seedx_lite.artifacts import ship
-from seedx_lite.data.drawn import draw_scenes, thing_weights
+from seedx_lite.data.drawn import cell_owners, draw_scenes, scenes, thing_weights
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
 from seedx_lite.presets import load_preset
 from seedx_lite.training.detokenizer import embed_pictures
 from seedx_lite.training.foundations import _TextToImage, encode_pictures, sdxl, train_vae, training_scenes
 from seedx_lite.training.text import new_text_encoders
-from seedx_lite.training.vit import CLASSES, dense_losses
+from seedx_lite.training.vit import CLASSES, dense_losses, pooled_boxes
+from seedx_lite.world.scene import COLOURS, KINDS
 
 SMOKE = load_preset("smoke", ["data.train_scenes=12"])
 
@@ -67,19 +68,57 @@ def test_places_are_those_of_the_cells():
     seen = []
     for _ in range(2):
         with torch.no_grad():
-            sample, places = model(*inputs)
-        seen.append(places.item())
-        found = sorted((math.isqrt(read.shape[1]) for read in model._places), reverse=True)
+            sample = model(*inputs)
+            seen.append(model.place_error().item())
+        found = sorted((math.isqrt(read.shape[1]) for read in model._queries), reverse=True)
     assert sample.shape == (2, 4, 8, 8) and seen[0] == seen[1]
     assert seen[0] == pytest.approx(np.mean([error(grid) for grid in found]), rel=1e-5) and set(found) == set(grids)
 
 
+def test_heads_learn_to_look_at_the_words_on_a_thing():
+    """Bug: a cell is told to look at the words on another thing, or dropped captions are asked, too."""
+    _, first, second = new_text_encoders(SMOKE)
+    model = _TextToImage(UNet2DConditionModel(**SMOKE.unet_kwargs), first, second)
+    owners = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    owners[0, :, :8], owners[0, :, 8:12] = 2, 1  # left half the second thing, beside it the first, the rest nothing
+    words, width = torch.tensor([[5, 9, -1]]), model.widths[0]
+    queries, keys = torch.zeros(1, 64, 2 * width), torch.zeros(1, 80, 2 * width)
+    left = (torch.arange(64) % 8) < 4
+    queries[0, left, 0], queries[0, ~left, 1], keys[0, 9, 0], keys[0, 5, 1] = 99, 99, 99, 99
+    model._queries, model._keys, model.widths = [queries], [keys], [width]
+    assert model.word_error(owners, words, torch.ones(1)) < 1e-3
+    assert model.word_error(owners, words[:, [1, 0, 2]], torch.ones(1)) > 10
+    assert model.word_error(owners, words, torch.zeros(1)) == 0
+    keys.zero_()
+    assert model.word_error(owners, words, torch.ones(1)) == pytest.approx(math.log(80))
+
+
+def test_owners_of_cells_are_the_things_drawn_there():
+    chosen = scenes("train", 30, "broad")
+    drawn = draw_scenes("train", 30, "broad")
+    for owners, kind, colour, scene in zip(cell_owners(drawn, chosen), drawn.kind, drawn.colour, chosen, strict=True):
+        assert np.array_equal(owners > 0, kind >= 2) and set(owners) == set(range(len(scene.things) + 1))
+        for number, thing in enumerate(scene.things, 1):
+            assert set(kind[owners == number]) == {2 + KINDS.index(thing.kind)}
+            assert set(colour[owners == number]) == {1 + COLOURS.index(thing.colour)}
+
+
+def test_pooled_tokens_on_one_thing_are_asked_for_its_box():
+    """Bug: a token half on a thing is told a mean of that thing's box and of nothing."""
+    things = torch.tensor([[False, True, True, True, True, True, False, False]])
+    boxes = torch.zeros(1, 8, 4)
+    boxes[0, 1:4], boxes[0, 4], boxes[0, 5] = torch.tensor([[0.5]]), 0.2, 0.7
+    told, alone = pooled_boxes(things, boxes, 4)  # runs of two
+    assert alone.tolist() == [[True, True, False, False]]
+    assert told[0, :2].tolist() == [[0.5] * 4] * 2
+
+
 def test_latents_have_deviation_one(tmp_path):
     """Bug: a scaling factor of other latents; noise of another size than the picture's."""
-    pictures, weights = training_scenes(SMOKE, "broad", tmp_path)
-    assert weights.shape == (12, 1, 8, 8)
-    vae = train_vae(SMOKE, 0, tmp_path / "vae", pictures, weights)
-    assert (encode_pictures(vae, pictures) * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=1e-3)
+    data = training_scenes(SMOKE, "broad", tmp_path)
+    assert data.weights.shape == (12, 1, 8, 8)
+    vae = train_vae(SMOKE, 0, tmp_path / "vae", data)
+    assert (encode_pictures(vae, data.pictures) * vae.config.scaling_factor).std().item() == pytest.approx(1, abs=1e-3)
 
 
 def test_embeddings_in_batches(tmp_path):
