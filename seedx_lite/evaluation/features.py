@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seedx_lite.artifacts import read_manifest
-from seedx_lite.data.drawn import COLOUR_CLASSES, KIND_CLASSES, PART_CLASSES, Drawn, draw_scenes, scenes
+from seedx_lite.data.drawn import COLOUR_CLASSES, KIND_CLASSES, PART_CLASSES, POSE_CLASSES, Drawn, draw_scenes, scenes
 from seedx_lite.models.readers import TokenHeads
 from seedx_lite.models.text import load_text_encoders
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
@@ -25,8 +25,8 @@ from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import Scene
 from .records import largest_difference, save_record
 
-CLASSES = {"kind": KIND_CLASSES, "colour": COLOUR_CLASSES, "part": PART_CLASSES}
-FIRST = {"kind": 2, "colour": 1, "part": 1}  # number of the first class that speaks of a thing
+CLASSES = {"kind": KIND_CLASSES, "colour": COLOUR_CLASSES, "pose": POSE_CLASSES, "part": PART_CLASSES}
+FIRST = {"kind": 2, "colour": 1, "pose": 1, "part": 1}  # number of the first class that speaks of a thing
 SMALL = [PART_CLASSES.index(name) for name in SMALL_PARTS]  # limbs, wheels, windows: what is lost first
 SCENES, FIT_SCENES = 256, 480  # to measure on, and to fit probes on
 NEAR = 0.05  # of the width: a centre read closer than this counts as found
@@ -103,21 +103,27 @@ def fit_linear(x: np.ndarray, y: np.ndarray, ridge: float = 1e-4) -> Callable[[n
 def probe(fit: Sample, test: Sample, n: int) -> dict[str, float]:
     """What single tokens of N = `n` tell, by linear maps fitted on one sample and measured on the other.
 
-    `row_error`, `column_error`: of the token's own place, in cells. `centre_near`: share of tokens on one thing alone
-    that tell its centre within 0.05 of the width. The rest asks each token about all c of its cells. `things`: which of
-    them show a thing, as intersection over union. `kind`, `colour`, `small_part`: what that is, given that there is
-    one, as share of right answers.
+    `row_error`, `column_error`: of the token's own place, in cells; `row`, `column`: share that name it rightly.
+    `centre_near`: share of tokens on one thing alone that tell its centre within 0.05 of the width; `centres`: share of
+    things whose tokens do so in the mean. The rest asks each token about all c of its cells. `things`: which of
+    them show a thing, as intersection over union. `kind`, `colour`, `pose`, `small_part`: what that is, given
+    that there is one, as share of right answers.
     """
     x, x_test = (pool_embeddings(s.tokens, n).flatten(0, 1).numpy() for s in (fit, test))  # [K·N, D]
-    told = fit_linear(x, _places(fit, n))(x_test)
-    row_error, column_error = np.abs(told - _places(test, n)).mean(axis=0).tolist()
+    places, told = _places(test, n), fit_linear(x, _places(fit, n))(x_test)  # [K·N, 2]
+    result: dict[str, float] = {}
+    for name, truth, read in zip(("row", "column"), places.T, told.T, strict=True):
+        known = np.unique(truth)
+        named = known[np.abs(read[:, None] - known).argmin(axis=1)]
+        result |= {f"{name}_error": float(np.abs(read - truth).mean()), name: float((named == truth).mean())}
     (on, centres), (on_test, centres_test) = _centres(fit, n), _centres(test, n)
-    near = np.linalg.norm(fit_linear(x[on], centres[on])(x_test[on_test]) - centres_test[on_test], axis=-1) <= NEAR
+    votes = fit_linear(x[on], centres[on])(x_test[on_test])  # [tokens on one thing alone, 2]
+    near = np.linalg.norm(votes - centres_test[on_test], axis=-1) <= NEAR
+    centred = _things_centred(votes, np.flatnonzero(on_test) // n, centres_test[on_test], test.scenes)
     there, there_test = ((s.truth.kind >= FIRST["kind"]).reshape(len(s.tokens) * n, -1) for s in (fit, test))
     told = fit_linear(x, there)(x_test) > 0.5
     things = (told & there_test).sum() / (told | there_test).sum()
-    result = {"row_error": row_error, "column_error": column_error}
-    result |= {"centre_near": float(near.mean()), "things": float(things)}
+    result |= {"centre_near": float(near.mean()), "centres": centred, "things": float(things)}
     for name, first in FIRST.items():
         truth, truth_test = (getattr(s.truth, name).reshape(len(s.tokens) * n, -1) for s in (fit, test))  # [K·N, c]
         codes = np.eye(len(CLASSES[name]))[:, first:]  # nothing to tell: zeros
@@ -208,6 +214,21 @@ def evaluate(vit_folder: str | Path, runs: str | Path = "runs") -> Path:
     record = vit_report(vit_folder)
     change = largest_difference(record, vit_report(vit_folder, as_shipped=True))
     return save_record("vit", record | {"tolerance": max(0.005, 3 * change)}, runs)
+
+
+def _things_centred(votes: np.ndarray, rows: np.ndarray, centres: np.ndarray, chosen: list[Scene]) -> float:
+    """Share of all things of the scenes whose mean vote is within `NEAR` of their centre.
+
+    votes, centres: [M, 2] of tokens; rows: [M], their scenes. A thing is known by its centre; one without a token of
+    its own counts as missed.
+    """
+    marks = np.concatenate([rows[:, None], centres.round(5)], axis=1)
+    things, which = np.unique(marks, axis=0, return_inverse=True)
+    sums = np.zeros((len(things), 2))
+    np.add.at(sums, which.ravel(), votes)
+    means = sums / np.bincount(which.ravel())[:, None]
+    near = np.linalg.norm(means - things[:, 1:], axis=1) <= NEAR
+    return float(near.sum() / sum(len(scene.things) for scene in chosen))
 
 
 def _grid(count: int) -> Tensor:

@@ -17,8 +17,8 @@ GRID, CELLS = 16, 256
 
 @pytest.fixture(scope="module")
 def drawn():
-    """Scenes of two splits with their truth: 24 to fit on, 12 to measure on."""
-    counts = {"validation": 24, "test": 12}
+    """Scenes of two splits with their truth: 80 to fit on, so that all poses are there, 20 to measure on."""
+    counts = {"validation": 80, "test": 20}
     return {split: draw_scenes(split, count) for split, count in counts.items()}
 
 
@@ -46,7 +46,8 @@ def test_probe_reads_what_is_there(drawn):
     fit, test = (sample(drawn, split, telling) for split in ("validation", "test"))
     found = features.probe(fit, test, CELLS)
     assert found["row_error"] < 0.01 and found["column_error"] < 0.01
-    assert {found[name] for name in ("things", "centre_near", "kind", "colour", "small_part")} == {1.0}
+    sure = ("row", "column", "things", "centre_near", "centres", "kind", "colour", "pose", "small_part")
+    assert {name: found[name] for name in sure} == dict.fromkeys(sure, 1.0)
 
 
 def test_pooling_loses(drawn):
@@ -63,7 +64,7 @@ def test_probe_reads_nothing_from_noise(drawn):
     fit, test = (sample(drawn, split, noise) for split in ("validation", "test"))
     found = features.probe(fit, test, 64)
     assert found["row_error"] > 3 and found["column_error"] > 3, "a guess in the middle is 4 cells off"
-    assert max(found["things"], found["centre_near"]) < 0.1
+    assert max(found["things"], found["centre_near"], found["row"]) < 0.1 and found["column"] < 0.3
     assert max(found["kind"], found["colour"]) < 0.45
 
 
