@@ -13,9 +13,9 @@ from diffusers import AutoencoderKL
 
 from seedx_lite.artifacts import read_manifest
 from seedx_lite.data.drawn import draw_scenes, scenes
+from seedx_lite.models.autoencoder import round_trips
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.presets import Preset
-from seedx_lite.training.foundations import to_tensor
 from .images import psnr
 from .records import save_record
 from .scene_reader import compare, disagreement, read_scenes, summarise
@@ -23,17 +23,6 @@ from .statistics import interval
 
 SCENES = 512
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
-
-
-@torch.no_grad()
-def vae_round_trips(vae: AutoencoderKL, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
-    """uint8 pictures [K, H, W, 3] through encoder and decoder."""
-    parts = []
-    for start in range(0, len(pictures), batch):
-        latents = vae.encode(to_tensor(pictures[start : start + batch]).to(vae.device)).latent_dist.mode()
-        pixels = (vae.decode(latents).sample.float() + 1) * 127.5  # [B, 3, H, W]
-        parts.append(pixels.round().clamp(0, 255).permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy())
-    return np.concatenate(parts)
 
 
 def calibrate(preset: Preset, folders: Mapping[str, Path], count: int = SCENES) -> dict[str, Any]:
@@ -46,7 +35,7 @@ def calibrate(preset: Preset, folders: Mapping[str, Path], count: int = SCENES) 
     sets = {"renders": ("test", "narrow"), "broad": ("test", "broad"), "composition": ("composition", "narrow")}
     wanted = {name: scenes(split, count, mix, size) for name, (split, mix) in sets.items()}
     pictures = {name: draw_scenes(split, count, mix, size, grid).pictures for name, (split, mix) in sets.items()}
-    wanted["vae"], pictures["vae"] = wanted["renders"], vae_round_trips(vae, pictures["renders"])
+    wanted["vae"], pictures["vae"] = wanted["renders"], round_trips(vae, pictures["renders"])
     readings = {r: {name: read_scenes(reader, pictures[name]) for name in pictures} for r, reader in readers.items()}
     record: dict[str, Any] = {
         "preset": preset.name,

@@ -18,10 +18,11 @@ from PIL import Image
 
 from seedx_lite.artifacts import project_path, read_manifest
 from seedx_lite.data.drawn import draw_scenes
+from seedx_lite.models.autoencoder import encode_pictures, round_trips
 from seedx_lite.models.detokenizer import condition
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
-from .reconstruction import Target, held_out, judge, nearest_pictures, reconstruct, round_trips, to_latents
+from .reconstruction import Target, held_out, judge, nearest_pictures, reconstruct
 from .records import save_record
 from .statistics import interval, mean_differences
 
@@ -59,7 +60,7 @@ def evaluate(
         "mean": judge(targets, [mean] * len(targets)),
         **{name: judge(targets, [training[k] for k in chosen]) for name, chosen in nearest.items()},
         "original": judge(targets, pictures),
-        "vae": judge(targets, round_trips(pipe, pictures)),
+        "vae": judge(targets, list(round_trips(pipe.vae, np.stack(pictures)))),
     }
     record = {
         "preset": preset.name,
@@ -143,7 +144,7 @@ def noise_levels(pipe: DetokenizerPipeline, targets: Sequence[Target], seed: int
     Mean squared error of the estimated latents, which have a deviation of about 1: `with_embeddings` of the picture,
     and `without`, with those of the zero picture.
     """
-    latents = to_latents(pipe, np.stack([target.picture for target in targets]))
+    latents = encode_pictures(pipe.vae, np.stack([target.picture for target in targets]))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     tokens = pipe.vit(pipe.vit.preprocess([Image.fromarray(target.picture) for target in targets]))
     zero, vit_down = pipe.vit.zero_embeddings(), pipe.config.vit_down

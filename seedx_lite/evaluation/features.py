@@ -19,7 +19,7 @@ from seedx_lite.artifacts import read_manifest
 from seedx_lite.data.drawn import COLOUR_CLASSES, KIND_CLASSES, PART_CLASSES, POSE_CLASSES, Drawn, draw_scenes, scenes
 from seedx_lite.models.readers import TokenHeads
 from seedx_lite.models.text import load_text_encoders
-from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
+from seedx_lite.models.vit import VisionTransformerWithAttnPool, embed_pictures, normalise, pool_embeddings
 from seedx_lite.world.brush import SMALL_PARTS
 from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import Scene
@@ -41,14 +41,11 @@ class Sample:
     tokens: Tensor
 
 
-@torch.no_grad()
 def embed_split(tower: VisionTransformerWithAttnPool, split: str, count: int) -> Sample:
     """Draws the scenes, of the narrow mix, at the encoder's image size and embeds them."""
     size, grid = (tower.image_size,) * 2, round(tower.config["n_queries"] ** 0.5)
     truth = draw_scenes(split, count, "narrow", size, grid)
-    images = normalise(truth.pictures).to(tower.proj.dtype)
-    tokens = torch.cat([tower(part) for part in images.split(64)]).float()
-    return Sample(scenes(split, count, "narrow", size), truth, tokens)
+    return Sample(scenes(split, count, "narrow", size), truth, embed_pictures(tower, truth.pictures))
 
 
 @torch.no_grad()

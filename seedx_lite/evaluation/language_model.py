@@ -18,7 +18,8 @@ import torch
 from tqdm.auto import tqdm
 
 from seedx_lite.artifacts import read_manifest
-from seedx_lite.training.llama import SHARES, encode_documents, scene_document, token_losses
+from seedx_lite.data.documents import SHARES, encode_documents, scene_document
+from seedx_lite.models.text import token_losses
 from seedx_lite.world.language import LOCATION_TOKENS, Choices
 from seedx_lite.world.scene import COLOURS, GROUNDS, KINDS, SKIES, Scene, place_things, sample_scene
 from .records import save_record

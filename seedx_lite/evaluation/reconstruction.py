@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from seedx_lite.data.drawn import scenes
-from seedx_lite.models.vit import pool_embeddings
+from seedx_lite.models.vit import embed_pictures
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
 from seedx_lite.world.draw import render, render_truth
@@ -140,7 +140,6 @@ def reconstruct(
     return [np.asarray(image) for image in drawn]
 
 
-@torch.no_grad()
 def nearest_pictures(
     pipe: DetokenizerPipeline, pictures: Sequence[np.ndarray], training: np.ndarray
 ) -> dict[str, list[int]]:
@@ -148,37 +147,12 @@ def nearest_pictures(
     and between all their pooled embeddings ("nearest"), as indices. What all training pictures share is subtracted."""
     n = pipe.vit.config["n_queries"] // pipe.config.vit_down
 
-    def embed(some: Sequence[np.ndarray]) -> torch.Tensor:
-        parts = [some[start : start + 64] for start in range(0, len(some), 64)]
-        images = (pipe.vit.preprocess([Image.fromarray(picture) for picture in part]) for part in parts)
-        tokens = tqdm(map(pipe.vit, images), total=len(parts), desc="visual embeddings")
-        return torch.cat([pool_embeddings(part, n) for part in tokens])  # [K, N, D]
-
     def closest(ours: torch.Tensor, theirs: torch.Tensor) -> list[int]:
         ours, theirs = (F.normalize(side - theirs.mean(0), dim=1) for side in (ours, theirs))
         return (ours @ theirs.T).argmax(1).tolist()
 
-    ours, theirs = embed(pictures), embed(training)
+    ours, theirs = (embed_pictures(pipe.vit, np.asarray(some), n) for some in (pictures, training))  # [K, N, D]
     return {
         "nearest_mean": closest(ours.mean(1), theirs.mean(1)),
         "nearest": closest(ours.flatten(1), theirs.flatten(1)),
     }
-
-
-@torch.no_grad()
-def round_trips(pipe: DetokenizerPipeline, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Pictures through the VAE alone: what is lost here, no de-tokenizer can bring back."""
-    parts = [np.stack(pictures[start : start + 32]) for start in range(0, len(pictures), 32)]
-    return [picture for part in parts for picture in to_pictures(pipe, to_latents(pipe, part))]
-
-
-def to_latents(pipe: DetokenizerPipeline, pictures: np.ndarray) -> torch.Tensor:
-    """Pictures uint8 [B, H, W, 3] → latents [B, 4, h, w] as the U-Net knows them, times the scaling factor."""
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).to(pipe.device, pipe.dtype) / 127.5 - 1
-    return pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
-
-
-def to_pictures(pipe: DetokenizerPipeline, latents: torch.Tensor) -> np.ndarray:
-    """The inverse of `to_latents`, as far as the VAE is one."""
-    pixels = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.float()  # [B, 3, H, W]
-    return ((pixels + 1) * 127.5).round().clamp(0, 255).permute(0, 2, 3, 1).to("cpu", torch.uint8).numpy()

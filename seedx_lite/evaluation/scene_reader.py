@@ -18,8 +18,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
+from seedx_lite.models.autoencoder import to_tensor
 from seedx_lite.models.scene_reader import CELL, SceneReader
-from seedx_lite.training.foundations import to_tensor
 from seedx_lite.world.scene import FACINGS, Scene, Thing, most_things
 from .statistics import bootstrap
 

@@ -1,5 +1,6 @@
 """Pictures of the text-to-image foundation, read back and compared with the scenes that their captions describe."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,31 @@ def evaluate(
             differ = [differs(c) for c in map(compare, *readings.values())]
             record["sheet"] = {"indices": list(range(min(SHEET, count))), "readers_differ": differ[:SHEET]}
             sheet = pictures[:SHEET]
+    record["progress"] = progress(folders["sdxl"], readers["reader"], preset)
     path = save_record(RECORD, record, runs)
     tile(sheet).save(path.with_suffix(".png"))
     return path
+
+
+def progress(sdxl: Path, reader: SceneReader, preset: Preset) -> list[dict[str, Any]]:
+    """The curve of the training: by samples seen, what the sheets that it drew on its way show of their captions."""
+    size, rows = preset.image_size, []
+    training = json.loads((sdxl / "unet" / "training.json").read_text())
+    for file in (sdxl / "unet").glob("progress-*.png"):
+        pictures = untile(np.asarray(Image.open(file).convert("RGB")), size)
+        wanted = scenes("validation", min(len(pictures), preset.data.validation_scenes), "narrow", (size, size))
+        read = read_scenes(reader, pictures[: len(wanted)])
+        told = summarise([compare(*pair, by_place=True) for pair in zip(wanted, read, strict=True)])
+        steps = int(file.stem.removeprefix("progress-"))
+        rows.append({"steps": steps, "samples": steps * training["config"]["batch_size"], **told})
+    return sorted(rows, key=lambda row: row["steps"])
+
+
+def untile(sheet: np.ndarray, size: int) -> list[np.ndarray]:
+    """The pictures [size, size, 3] of a sheet that is filled row by row."""
+    rows, columns = sheet.shape[0] // size, sheet.shape[1] // size
+    cells = sheet.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
+    return list(cells.reshape(rows * columns, size, size, 3))
 
 
 def tile(pictures: Sequence[np.ndarray], columns: int = 20) -> Image.Image:

@@ -1,10 +1,11 @@
-"""The two CLIP text encoders of an SDXL-type model, on disk and at work."""
+"""Text in models: the two CLIP encoders of an SDXL-type model, and what a language model pays for each token."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def load_text_encoders(folder: str | Path):
@@ -27,3 +28,9 @@ def encode_text(encoders: Sequence[nn.Module], tokens: Tensor) -> tuple[Tensor, 
     first, second = (encoder(tokens, output_hidden_states=True) for encoder in encoders)
     context = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
     return context.float(), second.text_embeds.float()
+
+
+def token_losses(model: nn.Module, tokens: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """Cross-entropy [B, L - 1] of each token after the first, in nats, and bool [B, L - 1]: no padding."""
+    logits = model(input_ids=tokens, attention_mask=(tokens != pad).long()).logits[:, :-1].float()
+    return F.cross_entropy(logits.mT, tokens[:, 1:], reduction="none"), tokens[:, 1:] != pad

@@ -147,3 +147,26 @@ class VisionTransformerWithAttnPool(SavedModule):
     def zero_embeddings(self) -> Tensor:
         """Embeddings [1, T, D] of the zero picture (zeros after normalisation): unconditional in guidance."""
         return self(self.proj.new_zeros(1, 3, self.image_size, self.image_size))
+
+
+@torch.no_grad()
+def embed_pictures(
+    tower: VisionTransformerWithAttnPool,
+    pictures: np.ndarray,
+    n: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    batch: int = 64,
+) -> Tensor:
+    """Visual embeddings of uint8 pictures [K, H, W, 3], pooled to `n` if given: [K, n, D] in `dtype`, on the CPU.
+
+    Raises ValueError for pictures of another size than the ViT's.
+    """
+    from tqdm.auto import tqdm
+
+    if pictures.shape[1:3] != (tower.image_size,) * 2:
+        raise ValueError(f"pictures of {pictures.shape[1:3]} px, the ViT reads {tower.image_size}: resize them")
+    starts, parts = range(0, len(pictures), batch), []
+    for start in tqdm(starts, desc="visual embeddings", disable=len(starts) < 20):
+        tokens = tower(normalise(pictures[start : start + batch]).to(tower.proj))  # [B, T, D]
+        parts.append((tokens if n is None else pool_embeddings(tokens, n)).to("cpu", dtype))
+    return torch.cat(parts)

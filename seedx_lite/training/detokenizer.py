@@ -6,39 +6,19 @@ where text used to be.
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from seedx_lite.artifacts import ensure, processes
 from seedx_lite.data.drawn import EMPHASIS
+from seedx_lite.models.autoencoder import encode_pictures
 from seedx_lite.models.detokenizer import SDXLAdapter, denoising_loss, sdxl_time_ids
 from seedx_lite.models.resamplers import ResamplerXLV2
-from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
+from seedx_lite.models.vit import VisionTransformerWithAttnPool, embed_pictures, pool_embeddings
 from seedx_lite.presets import Preset
-from .foundations import encode_pictures, sdxl, training_scenes
+from .foundations import sdxl, training_scenes
 from .loop import train
 from .vit import vit
-
-
-@torch.no_grad()
-def embed_pictures(
-    tower: VisionTransformerWithAttnPool, pictures: np.ndarray, n: int | None = None, batch: int = 64
-) -> Tensor:
-    """Visual embeddings of uint8 pictures [K, H, W, 3], pooled to `n` if given: float16 [K, n, D] on the CPU.
-
-    Raises ValueError for pictures of another size than the ViT's.
-    """
-    from tqdm.auto import tqdm
-
-    if pictures.shape[1:3] != (tower.image_size,) * 2:
-        raise ValueError(f"pictures of {pictures.shape[1:3]} px, the ViT reads {tower.image_size}: resize them")
-    parts = []
-    starts = range(0, len(pictures), batch)
-    for start in tqdm(starts, desc="visual embeddings", disable=len(starts) < 20):
-        tokens = tower(normalise(pictures[start : start + batch]).to(tower.device))  # [B, T, D]
-        parts.append((tokens if n is None else pool_embeddings(tokens, n)).half().cpu())
-    return torch.cat(parts)
 
 
 def new_adapter(preset: Preset, sdxl_folder: Path, full_ft: bool = False, n: int | None = None) -> SDXLAdapter:
@@ -61,8 +41,8 @@ def train_stage1(
     config, size, device = preset.training.detokenizer, preset.image_size, processes().device
     n = preset.n_embeddings
     data = training_scenes(preset, "narrow", runs)
-    latents = encode_pictures(autoencoder.to(device), data.pictures) * autoencoder.config.scaling_factor
-    embeddings = embed_pictures(tower.to(device), data.pictures, n)
+    latents = encode_pictures(autoencoder.to(device), data.pictures)
+    embeddings = embed_pictures(tower.to(device), data.pictures, n, torch.float16)
     with torch.no_grad():
         zero = pool_embeddings(tower.zero_embeddings(), n).cpu()  # [1, N, D]
 

@@ -10,14 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seedx_lite.artifacts import ensure, project_path
-from seedx_lite.data.drawn import EMPHASIS, Drawn, cell_owners, draw_scenes, thing_weights
+from seedx_lite.artifacts import ensure, processes, project_path
+from seedx_lite.data.drawn import EMPHASIS, Drawn, cell_owners, draw_scenes, scenes, thing_weights
+from seedx_lite.models.autoencoder import encode_pictures, to_tensor
 from seedx_lite.models.detokenizer import noise_target, sdxl_time_ids
 from seedx_lite.models.text import encode_text, load_text_encoders
 from seedx_lite.presets import Preset
+from seedx_lite.world.language import canonical_caption
 from .loop import train
 from .text import CaptionSource
 from .vit import vit
@@ -33,14 +36,12 @@ SCHEDULER = {  # SDXL's noise schedule
 }
 
 
+PROGRESS, PROGRESS_SCENES = 6, 64  # looks at the training, each after twice as many steps; captions at each
+
+
 def noise_schedule(preset: Preset) -> dict[str, Any]:
     """Arguments of the scheduler, with what the U-Net predicts: the noise, or v = α·noise - σ·picture."""
     return SCHEDULER | {"prediction_type": preset.text_to_image.prediction_type}
-
-
-def to_tensor(pictures: np.ndarray) -> Tensor:
-    """uint8 [B, H, W, 3] → float [B, 3, H, W] in -1 to 1, the range of the VAE."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class TrainingScenes(NamedTuple):
@@ -94,22 +95,9 @@ def train_vae(preset: Preset, seed: int, folder: Path, data: TrainingScenes):
         return pixels + edges + 1e-4 * pull, logs
 
     train(model, batch_at, loss_of, config, folder, seed=seed, title="VAE").save(folder / "training.json")
-    latents = encode_pictures(model, data.pictures[:512])
-    model.register_to_config(scaling_factor=round(1 / float(latents.std()), 5))
+    deviation = float(encode_pictures(model, data.pictures[:512]).std()) / model.config.scaling_factor
+    model.register_to_config(scaling_factor=round(1 / deviation, 5))
     return model
-
-
-@torch.no_grad()
-def encode_pictures(model, pictures: np.ndarray, batch: int = 64) -> Tensor:
-    """Latent means of uint8 pictures [K, H, W, 3], not yet times the scaling factor: [K, 4, H/f, W/f]."""
-    from tqdm.auto import tqdm
-
-    starts = range(0, len(pictures), batch)
-    parts = [
-        model.encode(to_tensor(pictures[i : i + batch]).to(model.device)).latent_dist.mean.float().cpu()
-        for i in tqdm(starts, desc="latents", disable=len(starts) < 20)
-    ]
-    return torch.cat(parts)
 
 
 class _TextToImage(nn.Module):
@@ -186,7 +174,8 @@ def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, au
     owners = torch.from_numpy(cell_owners(data.drawn, captions.scenes)).unflatten(1, (data.grid, data.grid))
     people = (data.drawn.pose > 0).any(1)  # [K]
     chances = torch.from_numpy(np.where(people, taught.people, 1.0))
-    latents = encode_pictures(autoencoder, data.pictures) * autoencoder.config.scaling_factor
+    latents = encode_pictures(autoencoder.to(processes().device), data.pictures)
+    autoencoder.to("cpu")
     torch.manual_seed(seed)
     model = _TextToImage(UNet2DConditionModel(**preset.unet_kwargs), *text[1:])
 
@@ -221,11 +210,44 @@ def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, au
             loss, logs = loss + taught.words * words, logs | {"words": words}
         return loss, logs
 
-    record = train(model, batch_at, loss_of, config, folder, seed=seed, title="text-to-image U-Net")
+    def look(step: int) -> None:
+        parts = {"vae": autoencoder, "unet": model.unet, "text_encoder": model.first, "text_encoder_2": model.second}
+        parts |= {"tokenizer": text[0], "tokenizer_2": text[0], "scheduler": scheduler}
+        draw_progress(_pipeline(parts), preset).save(folder / f"progress-{step}.png")
+
+    visits = {config.steps // 2**halvings: partial(look, config.steps // 2**halvings) for halvings in range(PROGRESS)}
+    title = "text-to-image U-Net"
+    record = train(model, batch_at, loss_of, config, folder, seed=seed, title=title, visits=visits)
     record.save(folder / "training.json")
     for hook in model.hooks:
         hook.remove()
     return model.to("cpu").unet
+
+
+def _pipeline(parts: dict[str, Any]):
+    from diffusers import StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
+
+
+def draw_progress(pipe, preset: Preset, count: int = PROGRESS_SCENES, columns: int = 16) -> Image.Image:
+    """Pictures of the captions of the first validation scenes, side by side in rows: how far the training has come.
+
+    Each has its own noise, the same at every time.
+    """
+    pipe.set_progress_bar_config(disable=True)
+    size, pictures = preset.image_size, []
+    wanted = scenes("validation", min(count, preset.data.validation_scenes), "narrow", (size, size))
+    for start in range(0, len(wanted), columns):
+        captions = [canonical_caption(scene) for scene in wanted[start : start + columns]]
+        noise = [torch.Generator().manual_seed(start + number) for number in range(len(captions))]
+        pictures += pipe(
+            captions, height=size, width=size, num_inference_steps=25, guidance_scale=3.0, generator=noise
+        ).images
+    sheet = Image.new("RGB", (columns * size, -(-len(pictures) // columns) * size))
+    for number, picture in enumerate(pictures):
+        sheet.paste(picture, (number % columns * size, number // columns * size))
+    return sheet
 
 
 def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
@@ -233,7 +255,7 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
     vit_folder = vit(preset, seed=seed, runs=runs)
 
     def build(folder: Path) -> None:
-        from diffusers import DDIMScheduler, StableDiffusionXLPipeline
+        from diffusers import DDIMScheduler
 
         text = load_text_encoders(vit_folder)
         scheduler = DDIMScheduler(**noise_schedule(preset))
@@ -243,8 +265,7 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
         tokenizer, first, second = text
         parts = {"vae": autoencoder, "unet": unet, "scheduler": scheduler, "tokenizer": tokenizer}
         parts |= {"tokenizer_2": tokenizer, "text_encoder": first, "text_encoder_2": second}
-        whole = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
-        whole.save_pretrained(folder)
+        _pipeline(parts).save_pretrained(folder)
 
     taught = preset.text_to_image
     config = {

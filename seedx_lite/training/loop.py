@@ -14,8 +14,8 @@ import os
 import platform
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -89,6 +89,7 @@ def train(
     seed: int = 0,
     title: str = "training",
     on_step: Callable[[int, dict[str, float]], None] | None = None,
+    visits: Mapping[int, Callable[[], None]] | None = None,
 ) -> TrainingRecord:
     """Trains the parameters of `model` that require gradients; then the EMA weights are in it, in eval mode.
 
@@ -98,6 +99,8 @@ def train(
         (draw, then `.to(device)`), seeded by (seed, step, rank), as is torch's global one.
     workdir: holds the checkpoint, on a disk that all see. A finished one is loaded, others are resumed.
     on_step(step, values): called on the main process after each step, `step` counted from 1.
+    visits: by step, what is called on the main process after it, with the averaged weights in the model and in eval
+        mode: to look at what has been learned so far. Its seconds count as training.
 
     Raises TrainingStopped (see there); ValueError if the checkpoint in `workdir` is of another configuration, seed or
     model.
@@ -183,6 +186,9 @@ def train(
             bar.update()
             if on_step and main:
                 on_step(done, values | {"lr": lr})
+            if visits and done in visits and main:
+                with _averaged(model, named, ema):
+                    visits[done]()
             if done == config.steps or time.perf_counter() - last_write >= config.checkpoint_seconds:
                 record.seconds = seconds_before + time.perf_counter() - began
                 state = {"step": done, "sums": sums, "losses": list(losses), "history": record.history}
@@ -198,6 +204,21 @@ def train(
     record.samples = config.steps * config.batch_size * accelerator.num_processes
     model.eval()
     return record
+
+
+@contextmanager
+def _averaged(model: nn.Module, named: Mapping[str, Tensor], ema: Mapping[str, Tensor]) -> Iterator[None]:
+    """The model with its averaged weights, in eval mode and without gradients; afterwards as it was."""
+    own, modes = {name: named[name].detach().clone() for name in ema}, {m: m.training for m in model.modules()}
+    with torch.no_grad():
+        for name, value in ema.items():
+            named[name].copy_(value)
+        model.eval()
+        yield
+        for name, value in own.items():
+            named[name].copy_(value)
+    for module, mode in modes.items():
+        module.training = mode
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from seedx_lite.data.documents import SHARES, document, encode_documents
 from seedx_lite.data.tokenizer import IMAGE_TOKENS, MARKS, llm_tokenizer
 from seedx_lite.evaluation.language_model import (
     _accepted,
@@ -15,8 +16,9 @@ from seedx_lite.evaluation.language_model import (
     log_probability_of_content,
     perplexity_ratio,
 )
+from seedx_lite.models.text import token_losses
 from seedx_lite.presets import load_preset
-from seedx_lite.training.llama import SHARES, document, encode_documents, llama, token_losses
+from seedx_lite.training.llama import llama
 from seedx_lite.world.language import LOCATION_TOKENS, Choices, full_caption, grounded_description
 from seedx_lite.world.scene import Scene, Thing, sample_scene
 

@@ -119,6 +119,20 @@ def test_ema_is_the_weighted_sum_of_all_weights(tmp_path):
     assert not torch.allclose(seen[-1], expected, atol=1e-4)
 
 
+def test_visits_see_the_average_and_change_nothing(tmp_path):
+    """Bug: a look at the training leaves the averaged weights, or eval mode, behind."""
+    straight, looked, seen = make_model(), make_model(), []
+    train(straight, batch_at, loss_of, CONFIG, tmp_path / "a")
+
+    def look():
+        seen.append((weights(looked), looked.training, torch.is_grad_enabled()))
+        torch.randn(3)
+
+    train(looked, batch_at, loss_of, CONFIG, tmp_path / "b", visits={20: look, 40: look})
+    assert same(weights(straight), weights(looked)) and same(seen[1][0], weights(looked))
+    assert [row[1:] for row in seen] == [(False, False)] * 2 and not same(seen[0][0], seen[1][0])
+
+
 def test_frozen_parts_rest(tmp_path):
     """Frozen weights that decay, drop out or bloat the checkpoint; biases that decay."""
     model = make_model()

@@ -1,0 +1,47 @@
+"""What the language model is pre-trained on: texts about scenes, without pictures."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seedx_lite.world.edits import sample_edit
+from seedx_lite.world.language import DETAILS, caption, full_caption, grounded_description
+from seedx_lite.world.questions import questions
+from seedx_lite.world.scene import Scene, sample_scene
+from .prompts import INSTRUCTION, READING
+
+SHARES = {"full": 0.25, "partial": 0.1, "one_thing": 0.05, "grounded": 0.15, "questions": 0.25, "edit": 0.2}
+MOST_QUESTIONS = 4  # after one description
+
+
+def document(form: str, index: int, split: str, rng: np.random.Generator) -> str:
+    """One text about scene `index` of a split; form: one of `SHARES`. Raises ValueError for another."""
+    if form == "edit":
+        edit = sample_edit(index, split)
+        instruction = INSTRUCTION.format(instruction=edit.instruction)
+        return f"{full_caption(edit.source, rng)}\n{instruction}{full_caption(edit.target, rng)}"
+    return scene_document(form, sample_scene(index, split), rng)
+
+
+def scene_document(form: str, scene: Scene, rng: np.random.Generator) -> str:
+    """`document` of a given scene, for all forms but `edit`."""
+    if form in DETAILS:
+        return caption(scene, form, rng)
+    if form == "grounded":
+        return grounded_description(scene, rng)
+    if form != "questions":
+        raise ValueError(f"document: form is one of {', '.join(SHARES)}, got {form!r}")
+    asked = questions(scene)
+    chosen = rng.permutation(len(asked))[: int(rng.integers(1, MOST_QUESTIONS + 1))]
+    turns = [f"{READING.format(question=asked[i].text)} {asked[i].answer}" for i in chosen]
+    return "\n".join([full_caption(scene, rng), *turns])
+
+
+def encode_documents(tokenizer, texts: list[str]) -> Tensor:
+    """Token ids [B, L] of `<s> text </s>`, padded on the right to the longest. Raises ValueError for unknown words."""
+    rows = [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if tokenizer.unk_token_id in row:
+            raise ValueError(f"the tokenizer does not know a word of {text!r}; add it to the world's vocabulary")
+    longest = max(map(len, rows))
+    return torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])
