@@ -90,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (text, _) in EVALUATIONS.items():
         _stage(measure, name, _evaluate, f"measure {text}", target=name)
 
+    command = _stage(top, "read", _read, "read a picture of the world back into a scene, and say what is there")
+    command.add_argument("picture", help="a picture file")
+
     command = _stage(top, "bench", _bench, "measure how fast every stage trains and draws on this machine")
     command.add_argument("--only", nargs="+", help="some of vit vae unet detokenizer llama reader reader_2 (all)")
     command.add_argument("--steps", type=int, default=12, help="steps of each training (12)")
@@ -172,6 +175,22 @@ def _evaluate(args) -> None:
         folders["adapter"] = _run("train", "detokenizer", preset, args)
         path = detokenizer.evaluate(preset, folders, seed=args.seed, runs=args.runs)
     print(f"record: {path}")
+
+
+def _read(args) -> None:
+    preset = load_preset(args.preset, args.overrides)
+    from seedx_lite.data.pictures import open_picture
+    from seedx_lite.evaluation.scene_reader import read_picture
+    from seedx_lite.models.scene_reader import SceneReader
+    from seedx_lite.world.language import canonical_caption
+
+    picture = open_picture(args.picture)
+    scene = read_picture(SceneReader.from_pretrained(_run("pretrain", "reader", preset, args)), picture)
+    for thing in scene.from_left:
+        left, top, right, bottom = (round(100 * side) for side in scene.box(thing))
+        what = f"{thing.colour} {thing.kind}" + (f", {thing.pose}" if thing.pose else "")
+        print(f"{what:<28} {left}-{right} % of the width, {top}-{bottom} % of the height, facing {thing.facing}")
+    print(canonical_caption(scene) if scene.things else f"nothing, on {scene.ground}, sky: {scene.sky}")
 
 
 def _bench(args) -> int:

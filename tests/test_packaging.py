@@ -104,8 +104,18 @@ def test_source(path):
 
 
 def test_package_can_be_finished():
-    """Bug: a package that grows until no reader gets to its end."""
-    assert sum(path.read_text().count("\n") for path in SOURCES) <= 6000
+    """Bug: a package that grows until no reader gets to its end. Docstrings, comments and blank lines help him there."""
+    assert sum(map(_lines_of_code, SOURCES)) <= 6000
+
+
+def _lines_of_code(path: Path) -> int:
+    text = path.read_text()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    first = [node.body[0] for node in ast.walk(ast.parse(text)) if isinstance(node, documented) and node.body]
+    strings = [n for n in first if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+    prose = {line for node in strings for line in range(node.lineno, node.end_lineno + 1)}
+    lines = enumerate(map(str.strip, text.splitlines()), 1)
+    return sum(bool(line) and not line.startswith("#") and number not in prose for number, line in lines)
 
 
 def test_lint():

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from torch.nn import functional as F
 
@@ -59,6 +60,20 @@ def read_scenes(reader: SceneReader, pictures: Sequence[np.ndarray], threshold: 
     `look` and `style`, which no caption tells, stay at their defaults. Raises ValueError for other pictures.
     """
     return [scene for part in _outputs(reader, pictures) for scene in decode(part, reader.config, threshold)]
+
+
+def read_picture(reader: SceneReader, image: Image.Image, side: int = 64) -> Scene:
+    """What the reader sees in a picture of any size: the shorter side is scaled to `side` px, as large as the things of
+    the world are drawn, and both to multiples of 8. Raises ValueError for an empty or a very elongated picture."""
+    shortest, longest = min(image.size), max(image.size)
+    if not shortest or longest > 16 * shortest:
+        size = f"{image.width}x{image.height} px"
+        raise ValueError(
+            f"a picture of {size}: both sides at least 1 px, and none more than 16 times the other expected"
+        )
+    width, height = (8 * max(1, round(length * side / shortest / 8)) for length in image.size)
+    pixels = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    return read_scenes(reader, [np.asarray(pixels)])[0]
 
 
 @torch.no_grad()

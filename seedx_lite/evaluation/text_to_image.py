@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from seedx_lite.artifacts import read_manifest
+from seedx_lite.artifacts import MANIFEST, check, read_manifest
 from seedx_lite.data.drawn import scenes
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.presets import Preset
@@ -25,9 +25,12 @@ SHEET = 100  # pictures of the sheet that is looked at
 
 
 def load_pipeline(folder: str | Path):
-    """The folder as plain diffusers opens it, in float32, silent."""
+    """The folder as plain diffusers opens it, in float32, silent. Raises FileNotFoundError or ValueError that names
+    the file if one of an artifact's is missing or damaged."""
     from diffusers import StableDiffusionXLPipeline
 
+    if Path(folder, MANIFEST).is_file():  # else it is not ours, and diffusers judges it
+        check(Path(folder))
     pipe = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
