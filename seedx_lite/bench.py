@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,8 @@ def _line(name: str, m: dict[str, Any]) -> str:
 
 def _in_process(function: Callable, *args: Any) -> Any:
     """Calls `function(*args)` in a fresh process, so that its memory and its threads are its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # not a daemon: it may draw with others
+        return pool.submit(function, *args).result()
 
 
 def matrix_peak(dtype: str, size: int = 2048, rounds: int = 8) -> float:

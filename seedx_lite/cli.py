@@ -224,9 +224,12 @@ def _reproduce(args) -> int:
 
 
 def _ship(args) -> None:
-    from seedx_lite.artifacts import ship
+    from seedx_lite.artifacts import SHIPPED, project_path, ship
+    from seedx_lite.cards import write_card
     from seedx_lite.evaluation.records import ship_records
 
     preset = load_preset(args.preset).name
     for path in (*ship(preset, args.stages, runs=args.runs), *(ship_records(args.runs) if preset == "lite" else ())):
         print(f"shipped: {path}")
+    for manifest in sorted((project_path(SHIPPED) / preset).glob("*/artifact.json")):
+        print(f"card: {write_card(manifest.parent)}")

@@ -104,7 +104,7 @@ def test_source(path):
 
 
 def test_package_can_be_finished():
-    """Bug: a package that grows until no reader gets to its end. Docstrings, comments and blank lines help him there."""
+    """Bug: a package that grows until no reader gets to its end. Docstrings and comments help to get there."""
     assert sum(map(_lines_of_code, SOURCES)) <= 6000
 
 

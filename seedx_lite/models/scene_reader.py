@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .vit import Block
 from .weights import SavedModule, arguments
 
 CELL = 4  # px
@@ -57,10 +58,8 @@ class TransformerBackbone(nn.Module):
     def __init__(self, width: int, layers: int) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, CELL, stride=CELL)
-        block = nn.TransformerEncoderLayer(
-            width, width // 32, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(block, layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        blocks = (Block(width, width // 32, 2 * width) for _ in range(layers))
+        self.blocks = nn.Sequential(*blocks, nn.LayerNorm(width))
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] → features [B, D, h, w]."""

@@ -14,6 +14,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
+from seedx_lite.world.scene import Scene
+
 STYLE = Path(__file__).with_name("house.mplstyle")
 INK, MUTED, ACCENT, WARM = "#262B33", "#8A8F98", "#2F6DB5", "#DD8126"
 CELL, GAP = 1.0, 0.0625  # inches: side of a picture at scale 1 (64 px are shown twice as large), space between two
@@ -170,3 +172,14 @@ def _side(count: int) -> int:
     if side**2 != count:
         raise ValueError(f"{count} tokens do not fill a square grid")
     return side
+
+
+def reading_boxes(picture: Any, scene: Scene, scale: int = 4) -> np.ndarray:
+    """A picture `scale` times as large with a box around each thing of `scene`, in the colour of its kind: uint8."""
+    image = Image.fromarray(np.asarray(picture)).convert("RGB")
+    image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(image)
+    for thing in scene.things:
+        sides = [side * length for side, length in zip(scene.box(thing), image.size * 2, strict=True)]
+        pen.rectangle(sides, outline=CLASS_COLOURS[thing.kind], width=scale // 2)
+    return np.asarray(image)

@@ -1,0 +1,108 @@
+"""Model cards: a README.md in every folder of weights that is shipped, written from what was measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from seedx_lite.artifacts import project_path, read_manifest
+
+ABOUT = {
+    "vit": (
+        "Visual tokenizer with text encoders",
+        "Turns a picture of 64 px into 256 visual embeddings; the text encoders match captions with them.",
+        'VisionTransformerWithAttnPool.from_pretrained("{folder}")  # seedx_lite.models.vit',
+        "It has seen this world only. Small parts, and places once tokens are averaged, are told less surely.",
+    ),
+    "sdxl": (
+        "Text to image, and the VAE",
+        "An SDXL-type pipeline: two CLIP text encoders, U-Net, VAE. Plain diffusers opens it.",
+        'StableDiffusionXLPipeline.from_pretrained("{folder}")  # diffusers; this package is not needed',
+        "It knows the words of `world/language.py` and no others, and draws 64 px.",
+    ),
+    "llama": (
+        "Language model of the world's language",
+        "A LLaMA with a word-level tokenizer that already has SEED-X's image tokens, locations and marks.",
+        'LlamaForCausalLM.from_pretrained("{folder}")  # transformers; this package is not needed',
+        "It has read about scenes and seen none. Image tokens mean nothing to it yet.",
+    ),
+    "reader": (
+        "Scene reader",
+        "Reads a picture back into a scene: the instrument by which pictures are measured.",
+        'SceneReader.from_pretrained("{folder}")  # seedx_lite.models.scene_reader',
+        "It finds one of its eight kinds in anything. Outside this world its readings mean nothing.",
+    ),
+    "reader_2": (
+        "Second scene reader",
+        "Of another architecture than the first, to notice pictures that only one of them can read.",
+        'SceneReader.from_pretrained("{folder}")  # seedx_lite.models.scene_reader',
+        "As the first.",
+    ),
+    "detokenizer-stage1": (
+        "De-tokenizer, stage 1",
+        "Resampler, keys and values that make the U-Net of `sdxl` draw from visual embeddings.",
+        'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
+        "Kinds, colours and rough places come back; faces and limbs do not. See notebook 02.",
+    ),
+}
+RECORDS = {  # stage: record and its entries that a card shows
+    "vit": ("vit", ("retrieval", "reading")),
+    "sdxl": ("text_to_image", ("test", "composition")),
+    "llama": ("llama", ("full", "grounded")),
+    "reader": ("reader", ("reader",)),
+    "reader_2": ("reader", ("reader_2",)),
+    "detokenizer-stage1": ("detokenizer_stage1", ("summary",)),
+}
+
+
+def write_card(folder: Path, results: str | Path = "data_samples/results") -> Path:
+    """Writes README.md of a shipped artifact and returns its path. Raises KeyError for a stage without a text here."""
+    about = read_manifest(folder)
+    title, what, opens, limits = ABOUT[about["stage"]]
+    shown = (
+        folder.relative_to(project_path(".")).as_posix() if folder.is_relative_to(project_path(".")) else folder.name
+    )
+    lines = [
+        f"# {title}",
+        "",
+        what,
+        "",
+        "```python",
+        opens.format(folder=shown),
+        "```",
+        "",
+        "| training | steps | samples | minutes | on |",
+        "|---|---|---|---|---|",
+    ]
+    for file in sorted(folder.rglob("training.json")):
+        run = json.loads(file.read_text())
+        where = f"{run['hardware']['device']}, {run['dtype']}"
+        steps, minutes = run["config"]["steps"], run["seconds"] / 60
+        lines.append(f"| {run['title']} | {steps:,} | {run['samples']:,} | {minutes:.1f} | {where} |")
+    lines += ["", f"Preset `{about['preset']}`, seed {about['seed']}, id `{about['id']}`, weights in float16.", ""]
+    name, entries = RECORDS[about["stage"]]
+    record = project_path(results) / f"{name}.json"
+    if record.is_file():
+        lines += [f"Measured on held-out scenes (`{record.name}` has the rest, with intervals):", ""]
+        stored = json.loads(record.read_text())
+        lines += [f"- {entry}: {_numbers(stored[entry])}" for entry in entries if entry in stored] + [""]
+    lines += [
+        f"**Limits.** {limits}",
+        "",
+        "Trained on drawn scenes only; no photograph, no text of others. MIT, as the rest.",
+    ]
+    path = folder / "README.md"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def _numbers(entry: Any, prefix: str = "") -> str:
+    """Every number of an entry, or the mean of those with an interval."""
+    told = []
+    for key, value in entry.items():
+        if isinstance(value, dict) and "mean" in value:
+            told.append(f"{prefix}{key} {value['mean']:.3f}")
+        elif isinstance(value, dict):
+            told.append(_numbers(value, f"{prefix}{key} "))
+        elif isinstance(value, float):
+            told.append(f"{prefix}{key} {value:.3f}")
+    return ", ".join(filter(None, told))
