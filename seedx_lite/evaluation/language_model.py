@@ -25,7 +25,7 @@ from seedx_lite.world.scene import COLOURS, GROUNDS, KINDS, SKIES, Scene, place_
 from .records import save_record
 from .statistics import interval
 
-SCENES, DRAWS = 512, 1500  # of the record, and of the geometry for each of them
+SCENES, DRAWS = 512, 400  # of the record, and of the geometry for each of them
 PLAIN = {"sky": "day", "ground": "grass"}  # neither changes what fits where
 
 

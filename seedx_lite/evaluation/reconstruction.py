@@ -5,9 +5,10 @@ pixels where things are seen. `thing_iou`: in the box of each thing, grown by a 
 that thing than like the scene without it, against those where it is; intersection over union, mean over the things.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,10 +20,23 @@ from seedx_lite.data.drawn import scenes
 from seedx_lite.models.vit import embed_pictures
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
-from seedx_lite.world.draw import render, render_truth
+from seedx_lite.world.brush import PARTS, SMALL_PARTS
+from seedx_lite.world.draw import Truth, render, render_truth
 from seedx_lite.world.scene import Scene
+from .images import mask_iou
 
 PALETTE, GROWTH = 6, 0.25
+LEAST_PART = 5  # px
+
+
+class Part(NamedTuple):
+    """A small part of a thing (a limb, a wheel, a window): where it is seen and where one looks for it, bool [H, W];
+    its main colours and those around it, float [≤ 6, 3]."""
+
+    mask: np.ndarray
+    window: np.ndarray
+    palette: np.ndarray
+    around: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,7 @@ class Target:
     picture: uint8 [H, W, 3]. masks: bool [K, H, W], where each thing is seen. windows: bool [K, H, W], its grown box
     without the pixels of other things. palettes: per thing its main colours, float [≤ 6, 3]. without: uint8
     [K, H, W, 3], the picture without it: what is behind it inside its mask, unchanged (also its shadow) outside.
+    parts: its small parts of `LEAST_PART` px or more.
     """
 
     picture: np.ndarray
@@ -39,6 +54,7 @@ class Target:
     windows: np.ndarray
     palettes: tuple[np.ndarray, ...]
     without: np.ndarray
+    parts: tuple[Part, ...]
 
     @classmethod
     def of(cls, scene: Scene) -> Self:
@@ -53,7 +69,22 @@ class Target:
             np.stack(windows) & (masks | ~masks.any(0)),
             tuple(main_colours(picture[mask]) for mask in masks),
             np.where(masks[..., None], np.stack([np.asarray(image) for image in behind]), picture),
+            tuple(_parts(picture, truth)),
         )
+
+
+def _parts(picture: np.ndarray, truth: Truth) -> Iterator[Part]:
+    for thing in truth.masks:
+        for name in SMALL_PARTS:
+            mask = truth.parts[PARTS.index(name)] & thing
+            if np.count_nonzero(mask) < LEAST_PART:
+                continue
+            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))  # a pixel more on each side:
+            box = np.array(
+                [columns[0] - 1, rows[0] - 1, columns[-1] + 2, rows[-1] + 2], dtype=float
+            )  # and a pixel more
+            window = _grown(box, mask.shape)
+            yield Part(mask, window, main_colours(picture[mask]), main_colours(picture[window & ~mask]))
 
 
 def _grown(box: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -101,6 +132,18 @@ def thing_iou(target: Target, picture: np.ndarray) -> float:
         seems, there = _distances(pixels, palette).min(1) < to_rest, mask[window]
         scores.append((seems & there).sum() / (seems | there).sum())
     return float(np.mean(scores))
+
+
+def part_iou(target: Target, picture: np.ndarray) -> float:
+    """Mean over the small parts of the overlap between where each is and the pixels about it that look more like it
+    than like what is around it, 0 to 1; NaN for a scene without any. Compare with what the true picture gets: a part
+    may have the colour of its surroundings."""
+    scores = []
+    for part in target.parts:
+        pixels = picture[part.window].astype(np.float64)
+        seems = _distances(pixels, part.palette).min(1) < _distances(pixels, part.around).min(1)
+        scores.append(mask_iou(seems, part.mask[part.window]))
+    return float(np.mean(scores)) if scores else math.nan
 
 
 def judge(targets: Sequence[Target], pictures: Sequence[np.ndarray]) -> dict[str, list[float]]:

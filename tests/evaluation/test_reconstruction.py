@@ -1,13 +1,23 @@
 """The measures of a reconstruction, on pictures whose answer is known."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
 from seedx_lite.data.drawn import draw_scenes
-from seedx_lite.evaluation.reconstruction import Target, colour_error, judge, main_colours, nearest_pictures, thing_iou
+from seedx_lite.evaluation.reconstruction import (
+    Target,
+    colour_error,
+    judge,
+    main_colours,
+    nearest_pictures,
+    part_iou,
+    thing_iou,
+)
 from seedx_lite.evaluation.statistics import agreement, interval
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.world.scene import Scene, Thing, sample_scene
@@ -35,6 +45,22 @@ def test_what_is_worse_scores_worse(targets):
         assert scores == sorted(scores, reverse=True) and errors == sorted(errors)
         assert thing_iou(target, mean) < 0.6 * scores[0]
         assert colour_error(target, mean) > 20
+
+
+def test_small_parts_are_lost_first():
+    """Bug: a measure of parts that a blurred or a shifted picture passes, or that not even the truth does."""
+    many = [Target.of(sample_scene(index, "test")) for index in range(24)]
+    with_parts = [target for target in many if target.parts]
+    assert len(with_parts) > 8 and all(math.isnan(part_iou(t, t.picture)) for t in many if not t.parts)
+    scores = {"true": [], "blurred": [], "shifted": [], "without": []}
+    for target in with_parts:
+        blurred = Image.fromarray(target.picture).filter(ImageFilter.GaussianBlur(2))
+        scores["true"].append(part_iou(target, target.picture))
+        scores["blurred"].append(part_iou(target, np.asarray(blurred)))
+        scores["shifted"].append(part_iou(target, np.roll(target.picture, 4, axis=1)))
+        scores["without"].append(part_iou(target, np.full_like(target.picture, target.picture[0, 0])))
+    means = {name: np.mean(values) for name, values in scores.items()}
+    assert means["true"] > 0.7 and max(means[name] for name in ("blurred", "shifted", "without")) < 0.6, means
 
 
 def test_a_thing_that_is_not_there():
