@@ -102,27 +102,32 @@ def matrix_peak(dtype: str, size: int = 2048, rounds: int = 8) -> float:
 
 
 def measure_training(preset_name: str, overrides: list[str], name: str, steps: int) -> dict[str, Any]:
-    """Runs one training of `TRAININGS` for some steps, then for a few more under the profiler."""
+    """Runs one training of `TRAININGS` for some steps, then anew to count and to see where the time goes."""
     import torch
 
     from seedx_lite.training import loop
 
     few = [f"data.train_scenes={FEW_SCENES}", f"data.reader_scenes={FEW_SCENES}", "name=bench"]
-    loop.COUNT_FLOPS = True
-    with tempfile.TemporaryDirectory() as folder:
+
+    def run(steps: int, folder: str) -> dict[str, Any]:
         preset = load_preset(preset_name, [*overrides, *few, *_steps(name, steps)])
-        record = _train_once(preset, name, Path(folder) / "timed")
+        return _train_once(preset, name, Path(folder) / f"{steps}-{loop.COUNT_FLOPS}")
+
+    with tempfile.TemporaryDirectory() as folder:
+        record = run(steps, folder)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)
         if torch.cuda.is_available():
             memory = torch.cuda.max_memory_allocated() / 1e9
+        loop.COUNT_FLOPS = True  # only now: counting takes memory of its own
+        flops = run(1, folder)["flops"]
         loop.COUNT_FLOPS = False
-        with torch.profiler.profile() as profiler:
-            _train_once(load_preset(preset_name, [*overrides, *few, *_steps(name, 3)]), name, Path(folder) / "seen")
+        with tempfile.TemporaryDirectory() as other, torch.profiler.profile() as profiler:
+            run(3, other)
     return {
         "seconds_per_step": record["step_seconds"],
         "data_seconds": record["step_data_seconds"],
         "samples_per_second": record["config"]["batch_size"] / record["step_seconds"],
-        "flops_per_step": record["flops"],
+        "flops_per_step": flops,
         "peak_memory_gb": memory,
         "dtype": record["dtype"],
         "device": record["hardware"]["device"],
