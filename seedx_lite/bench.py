@@ -107,7 +107,12 @@ def measure_training(preset_name: str, overrides: list[str], name: str, steps: i
 
     from seedx_lite.training import loop
 
-    few = [f"data.train_scenes={FEW_SCENES}", f"data.reader_scenes={FEW_SCENES}", "name=bench"]
+    few = [
+        f"data.train_scenes={FEW_SCENES}",
+        f"data.reader_scenes={FEW_SCENES}",
+        "data.validation_scenes=1",
+        "name=bench",
+    ]
 
     def run(steps: int, folder: str) -> dict[str, Any]:
         preset = load_preset(preset_name, [*overrides, *few, *_steps(name, steps)])

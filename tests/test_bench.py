@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from seedx_lite.bench import TRAININGS, bench
+from seedx_lite.bench import TRAININGS, _train_once, bench
+from seedx_lite.presets import load_preset
 from seedx_lite.training.loop import _count_flops
 
 
@@ -39,3 +41,14 @@ def test_a_training_that_is_unknown_or_fails_is_told(capsys):
     result = bench("smoke", ["llm.vocab_size=7"], ["llama"], steps=2)
     assert "llm.vocab_size=7" in result["trainings"]["llama"]["error"] and "ValueError" in capsys.readouterr().err
     assert len(set(TRAININGS)) == len(TRAININGS)
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_step_at_the_size_of_a_gpu(name, tmp_path):
+    """Bug: a preset that nobody has run, with sizes that do not fit each other."""
+    of = {"unet": "sdxl"}.get(name, name)
+    small = [f"training.{of}.steps=1", f"training.{of}.batch_size=2", "data.train_scenes=8", "data.reader_scenes=8"]
+    record = _train_once(
+        load_preset("gpu", [*small, "data.validation_scenes=2", "name=bench"]), name, tmp_path / "runs"
+    )
+    assert record["samples"] == 2 and np.isfinite(record["history"][-1]["loss"])

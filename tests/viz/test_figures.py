@@ -16,7 +16,7 @@ from seedx_lite.artifacts import project_path
 from seedx_lite.viz import figures
 from seedx_lite.viz.notebook import exercise, small_png
 from seedx_lite.world.brush import PARTS
-from seedx_lite.world.scene import COLOURS, KINDS
+from seedx_lite.world.scene import COLOURS, KINDS, Scene, Thing
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +135,13 @@ def test_exercise(answer, told, capsys):
     """Bug: an unsolved or wrong exercise stops the notebook, or passes."""
     exercise(1, answer, lambda value: value + 0 == 4, "Twice two.")
     assert told in capsys.readouterr().out
+
+
+def test_boxes_of_a_reading_are_where_the_things_are():
+    """Bug: a box of fractions drawn in pixels of the small picture, or with x and y swapped."""
+    scene = Scene((Thing("car", "red", 0.25, 0.75, 0.25),))
+    shown = figures.reading_boxes(np.zeros((64, 64, 3), np.uint8), scene)
+    rows, columns = np.nonzero(shown.any(-1))
+    left, top, right, bottom = (256 * side for side in scene.box(scene.things[0]))
+    assert shown.shape == (256, 256, 3) and np.allclose((columns.min(), rows.min()), (left, top), atol=1.5)
+    assert np.allclose((columns.max(), rows.max()), (right, bottom), atol=1.5)
