@@ -26,7 +26,8 @@ from filelock import FileLock, Timeout
 RUNS, SHIPPED = "runs", "data_samples/checkpoints"
 MANIFEST = "artifact.json"
 REQUEST = "request.json"  # in a work folder: the configuration that its checkpoint belongs to
-CHECKPOINT = "checkpoint.safetensors"  # what a crashed build leaves for the next one
+CHECKPOINT = "checkpoint.safetensors"  # what a crashed build leaves for the next one,
+PROGRESS = "progress-*.png"  # and what it has shown of itself on its way
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 
 
@@ -79,7 +80,7 @@ def ensure(
                 try:
                     build(work)
                 except BaseException:
-                    _sweep(work, lambda file: file.name not in (CHECKPOINT, REQUEST))
+                    _sweep(work, lambda file: file.name != REQUEST and not _survives(file))
                     if not any(work.rglob(CHECKPOINT)):
                         shutil.rmtree(work)
                     raise
@@ -211,8 +212,12 @@ def _open_work(work: Path, request: dict[str, Any], retrain: bool) -> None:
     if not note.exists():  # of another configuration, or of none that we know
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    _sweep(work, lambda file: file.name != CHECKPOINT)
+    _sweep(work, lambda file: not _survives(file))
     note.write_text(json.dumps(request, indent=1) + "\n")
+
+
+def _survives(file: Path) -> bool:
+    return file.name == CHECKPOINT or file.match(PROGRESS)
 
 
 def _sweep(folder: Path, unwanted: Callable[[Path], bool]) -> None:

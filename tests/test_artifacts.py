@@ -78,7 +78,7 @@ def test_two_processes_build_once(world, tmp_path):
 
 
 def test_crash_leaves_only_the_checkpoint(world, tmp_path):
-    """A half-written folder that the next run takes for a result, or a lost checkpoint."""
+    """A half-written folder that the next run takes for a result, or a lost checkpoint, or lost pictures of its way."""
     work = tmp_path / "runs/smoke/vit-seed0.work"
 
     def crash(folder):
@@ -86,10 +86,12 @@ def test_crash_leaves_only_the_checkpoint(world, tmp_path):
         (folder / "train").mkdir()
         (folder / "train" / CHECKPOINT).write_text("step 7")
         (folder / "train" / "checkpoint.part").write_text("half")
+        (folder / "train" / "progress-3.png").write_text("step 3")
         raise RuntimeError("crash")
 
     def resume(folder):
-        assert [p.name for p in folder.rglob("*") if p.is_file() and p.name != "request.json"] == [CHECKPOINT]
+        kept = {p.name for p in folder.rglob("*") if p.is_file()}
+        assert kept == {CHECKPOINT, "progress-3.png", "request.json"}
         builder()(folder)
 
     with pytest.raises(RuntimeError, match="crash"):
@@ -101,6 +103,7 @@ def test_crash_leaves_only_the_checkpoint(world, tmp_path):
     assert not work.exists() and set(read_manifest(path)["files"]) == {
         "part/model.safetensors",
         "part/config.json",
+        "train/progress-3.png",
         "training.json",
     }
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from seedx_lite.artifacts import MANIFEST, check, read_manifest
+from seedx_lite.artifacts import MANIFEST, PROGRESS, check, read_manifest
 from seedx_lite.data.drawn import scenes
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.presets import Preset
@@ -108,12 +108,12 @@ def progress(sdxl: Path, reader: SceneReader, preset: Preset) -> list[dict[str, 
     """The curve of the training: by samples seen, what the sheets that it drew on its way show of their captions."""
     size, rows = preset.image_size, []
     training = json.loads((sdxl / "unet" / "training.json").read_text())
-    for file in (sdxl / "unet").glob("progress-*.png"):
+    for file in (sdxl / "unet").glob(PROGRESS):
         pictures = untile(np.asarray(Image.open(file).convert("RGB")), size)
         wanted = scenes("validation", min(len(pictures), preset.data.validation_scenes), "narrow", (size, size))
         read = read_scenes(reader, pictures[: len(wanted)])
         told = summarise([compare(*pair, by_place=True) for pair in zip(wanted, read, strict=True)])
-        steps = int(file.stem.removeprefix("progress-"))
+        steps = int(file.stem.removeprefix(PROGRESS.split("*")[0]))
         rows.append({"steps": steps, "samples": steps * training["config"]["batch_size"], **told})
     return sorted(rows, key=lambda row: row["steps"])
 

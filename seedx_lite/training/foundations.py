@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seedx_lite.artifacts import ensure, processes, project_path
+from seedx_lite.artifacts import PROGRESS, ensure, processes, project_path
 from seedx_lite.data.drawn import EMPHASIS, Drawn, cell_owners, draw_scenes, scenes, thing_weights
 from seedx_lite.models.autoencoder import encode_pictures, to_tensor
 from seedx_lite.models.detokenizer import noise_target, sdxl_time_ids
@@ -34,9 +34,7 @@ SCHEDULER = {  # SDXL's noise schedule
     "clip_sample": False,
     "set_alpha_to_one": True,
 }
-
-
-PROGRESS, PROGRESS_SCENES = 6, 64  # looks at the training, each after twice as many steps; captions at each
+LOOKS, LOOK_SCENES = 6, 64  # looks at the training, each after twice as many steps; captions at each
 
 
 def noise_schedule(preset: Preset) -> dict[str, Any]:
@@ -213,9 +211,10 @@ def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, au
     def look(step: int) -> None:
         parts = {"vae": autoencoder, "unet": model.unet, "text_encoder": model.first, "text_encoder_2": model.second}
         parts |= {"tokenizer": text[0], "tokenizer_2": text[0], "scheduler": scheduler}
-        draw_progress(_pipeline(parts), preset).save(folder / f"progress-{step}.png")
+        pipe = _pipeline(parts).to(next(model.parameters()).device)
+        draw_progress(pipe, preset).save(folder / PROGRESS.replace("*", str(step)))
 
-    visits = {config.steps // 2**halvings: partial(look, config.steps // 2**halvings) for halvings in range(PROGRESS)}
+    visits = {config.steps // 2**halvings: partial(look, config.steps // 2**halvings) for halvings in range(LOOKS)}
     title = "text-to-image U-Net"
     record = train(model, batch_at, loss_of, config, folder, seed=seed, title=title, visits=visits)
     record.save(folder / "training.json")
@@ -230,7 +229,7 @@ def _pipeline(parts: dict[str, Any]):
     return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
 
 
-def draw_progress(pipe, preset: Preset, count: int = PROGRESS_SCENES, columns: int = 16) -> Image.Image:
+def draw_progress(pipe, preset: Preset, count: int = LOOK_SCENES, columns: int = 16) -> Image.Image:
     """Pictures of the captions of the first validation scenes, side by side in rows: how far the training has come.
 
     Each has its own noise, the same at every time.
