@@ -52,6 +52,7 @@ RECORDS = {  # stage: record and its entries that a card shows
     "reader_2": ("reader", ("reader_2",)),
     "detokenizer-stage1": ("detokenizer_stage1", ("summary",)),
 }
+SHOWN = ("f1", "colour", "pose", "background", "position_error")
 
 
 def write_card(folder: Path, results: str | Path = "data_samples/results") -> Path:
@@ -84,7 +85,7 @@ def write_card(folder: Path, results: str | Path = "data_samples/results") -> Pa
     if record.is_file():
         lines += [f"Measured on held-out scenes (`{record.name}` has the rest, with intervals):", ""]
         stored = json.loads(record.read_text())
-        lines += [f"- {entry}: {_numbers(stored[entry])}" for entry in entries if entry in stored] + [""]
+        lines += [line for entry in entries if entry in stored for line in _numbers(stored[entry], entry)] + [""]
     lines += [
         f"**Limits.** {limits}",
         "",
@@ -95,14 +96,15 @@ def write_card(folder: Path, results: str | Path = "data_samples/results") -> Pa
     return path
 
 
-def _numbers(entry: Any, prefix: str = "") -> str:
-    """Every number of an entry, or the mean of those with an interval."""
-    told = []
+def _numbers(entry: dict[str, Any], title: str) -> list[str]:
+    """Bullets with the numbers of an entry: plain ones, and the means of those with an interval. Of the many that
+    summarise scenes, only `SHOWN`."""
+    plain = {key: value for key, value in entry.items() if isinstance(value, float)}
+    plain |= {key: value["mean"] for key, value in entry.items() if isinstance(value, dict) and "mean" in value}
+    if "f1" in plain:
+        plain = {key: plain[key] for key in SHOWN if key in plain}
+    bullets = [f"- {title}: " + ", ".join(f"{key} {value:.3f}" for key, value in plain.items())] if plain else []
     for key, value in entry.items():
-        if isinstance(value, dict) and "mean" in value:
-            told.append(f"{prefix}{key} {value['mean']:.3f}")
-        elif isinstance(value, dict):
-            told.append(_numbers(value, f"{prefix}{key} "))
-        elif isinstance(value, float):
-            told.append(f"{prefix}{key} {value:.3f}")
-    return ", ".join(filter(None, told))
+        if isinstance(value, dict) and "mean" not in value:
+            bullets += _numbers(value, f"{title}, {key}")
+    return bullets

@@ -23,5 +23,6 @@ def test_a_card_tells_what_was_measured(tmp_path):
     (tmp_path / "reader.json").write_text(json.dumps({"reader": told}))
     card = write_card(folder, tmp_path).read_text()
     training = json.loads((folder / "training.json").read_text())
-    assert "renders f1 0.875" in card and f"| {training['samples']:,} |" in card and card.startswith("# Scene reader")
+    assert card.startswith("# Scene reader") and "- reader, renders: f1 0.875" in card
+    assert f"| {training['samples']:,} |" in card
     check(folder)  # a card is no part of the artifact

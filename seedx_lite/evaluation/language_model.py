@@ -84,8 +84,9 @@ def perplexity_ratio(
 ) -> dict[str, float]:
     """exp(cross-entropy per token - the generator's) on `count` held-out texts, with the ends of its 95 % interval.
 
-    form: `full`, or `grounded`, of which location tokens are told apart: `locations` is their perplexity alone, against
-    224 of a guess. Also `perplexity` of the model and `generator_perplexity`.
+    form: `full`, or `grounded`, of which only the words count. There a ratio below 1 is possible: boxes tell something
+    of the words that follow them (of three things each is drawn smaller), and the generator's number leaves that out.
+    Also `perplexity` of the model and `generator_perplexity`.
     """
     texts, best = [], []
     for index in tqdm(range(count), desc=f"{form} captions", disable=count * draws < 20_000):
