@@ -212,6 +212,7 @@ def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, au
         parts = {"vae": autoencoder, "unet": model.unet, "text_encoder": model.first, "text_encoder_2": model.second}
         parts |= {"tokenizer": text[0], "tokenizer_2": text[0], "scheduler": scheduler}
         pipe = _pipeline(parts).to(next(model.parameters()).device)
+        folder.mkdir(parents=True, exist_ok=True)
         draw_progress(pipe, preset).save(folder / PROGRESS.replace("*", str(step)))
 
     visits = {config.steps // 2**halvings: partial(look, config.steps // 2**halvings) for halvings in range(LOOKS)}

@@ -50,7 +50,8 @@ def test_shipped_language_model_is_close_to_the_grammar():
     told = perplexity_ratio(model, tokenizer, "full", 24, draws=150)
     assert told["ratio"] == pytest.approx(record["full"]["ratio"], abs=0.08)
     with torch.no_grad():
-        model.model.layers[2].mlp.down_proj.weight.mul_(0.5)
+        values = model.model.layers[0].mlp.down_proj.weight
+        values += 3 * values.std() * torch.randn(values.shape, generator=torch.Generator().manual_seed(0))
     assert perplexity_ratio(model, tokenizer, "full", 24, draws=150)["ratio"] > told["ratio"] + 0.02
 
 
