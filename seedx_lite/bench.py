@@ -5,6 +5,7 @@ point operations (FLOPs) are counted, products and convolutions only, and held a
 that the machine itself manages in the same dtype. The result is a table and `bench.json`.
 """
 
+import io
 import json
 import multiprocessing
 import resource
@@ -14,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,7 @@ def measure_training(preset_name: str, overrides: list[str], name: str, steps: i
         preset = load_preset(preset_name, [*overrides, *few, *_steps(name, steps)])
         return _train_once(preset, name, Path(folder) / f"{steps}-{loop.COUNT_FLOPS}")
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         record = run(steps, folder)
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)
         if torch.cuda.is_available():
