@@ -92,6 +92,16 @@ def ensure(
     return _tell(found)
 
 
+def find(stage: str, preset: str, seed: int = 0, runs: str | Path = RUNS, shipped: str | Path = SHIPPED) -> Path | None:
+    """The checked folder of a finished artifact, whatever it was made with; None if there is none. Nothing is built."""
+    places = [project_path(runs) / preset / f"{stage}-seed{seed}"]
+    places += [project_path(shipped) / preset / stage] * (seed == 0)
+    path = next((place for place in places if place.exists()), None)
+    if path:
+        check(path)
+    return path
+
+
 def ship(
     preset: str, stages: Sequence[str], runs: str | Path = RUNS, shipped: str | Path = SHIPPED, limit: int = 15_000_000
 ) -> list[Path]:

@@ -13,12 +13,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from seedx_lite.artifacts import find
 from seedx_lite.presets import Preset, load_preset
 
 TRAININGS = ("vit", "vae", "unet", "detokenizer", "llama", "reader", "reader_2")
@@ -34,14 +35,20 @@ GROUPS = {  # where the time of a step goes, by the beginning of an operator's n
 
 
 def bench(
-    preset: str, overrides: list[str], only: list[str] | None = None, steps: int = 12, out: str | Path | None = None
+    preset: str,
+    overrides: list[str],
+    only: list[str] | None = None,
+    steps: int = 12,
+    out: str | Path | None = None,
+    seed: int = 0,
+    runs: str | Path = "runs",
 ) -> dict[str, Any]:
-    """Measures every training of a preset (or those of `only`), and sampling with what has been trained; prints a
-    table, writes JSON to `out`, and returns what is in it.
+    """Measures every training of a preset and sampling with what has been trained, or the trainings of `only` alone;
+    prints a table, writes JSON to `out` after each of them, and returns what is in it.
 
     Each training: `seconds_per_step` (median), of which `data_seconds`, `samples_per_second`, `flops_per_step`,
-    `share_of_peak`, `peak_memory_gb` of its process, `profile`: shares of the time by kind of operator. Raises
-    ValueError for an unknown name in `only`.
+    `share_of_peak`, `peak_memory_gb` of its process, `profile`: shares of the time of a step by kind of operator.
+    seed, runs: of the artifacts that draw. Raises ValueError for an unknown name in `only`.
     """
     wanted = TRAININGS if only is None else only
     if unknown := set(wanted) - set(TRAININGS):
@@ -52,22 +59,26 @@ def bench(
     for name in wanted:
         try:
             measured = _in_process(measure_training, preset, overrides, name, steps)
+            rate = measured["flops_per_step"] / measured["seconds_per_step"]
+            peak = peaks["bfloat16" if measured["dtype"] == "bf16" else "float32"]
+            result["trainings"][name] = measured | {"share_of_peak": rate / peak}
+            print(_line(name, result["trainings"][name]), flush=True)
         except Exception as error:  # one that this machine cannot hold must not hide the others
             result["trainings"][name] = {"error": f"{type(error).__name__}: {error}"}
             print(f"{name:12} {type(error).__name__}: {error}", file=sys.stderr)
-            continue
-        rate = measured["flops_per_step"] / measured["seconds_per_step"]
-        peak = peaks["bfloat16" if measured["dtype"] == "bf16" else "float32"]
-        result["trainings"][name] = measured | {"share_of_peak": rate / peak}
-        print(_line(name, result["trainings"][name]), flush=True)
+        _write(result, out)
     if only is None:
-        result["sampling"] = _in_process(measure_sampling, preset, overrides)
+        result["sampling"] = _in_process(measure_sampling, preset, overrides, seed, str(runs))
         for name, seconds in result["sampling"].items():
             print(f"{name:44} {seconds:7.3f} s")
+        _write(result, out)
+    return result
+
+
+def _write(result: dict[str, Any], out: str | Path | None) -> None:
     if out:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(json.dumps(result, indent=1) + "\n")
-    return result
 
 
 def _line(name: str, m: dict[str, Any]) -> str:
@@ -85,13 +96,14 @@ def _in_process(function: Callable, *args: Any) -> Any:
         return pool.submit(function, *args).result()
 
 
-def matrix_peak(dtype: str, size: int = 2048, rounds: int = 8) -> float:
+def matrix_peak(dtype: str, size: int | None = None, rounds: int = 8) -> float:
     """FLOPs per second of a product of two square matrices, the best of some rounds, on the device that trains."""
     import torch
 
     from seedx_lite.artifacts import processes
 
     device = processes().device
+    size = size or (8192 if device.type == "cuda" else 2048)  # large enough to keep it busy
     a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
     best = float("inf")
     for _ in range(rounds):
@@ -104,32 +116,41 @@ def matrix_peak(dtype: str, size: int = 2048, rounds: int = 8) -> float:
 
 
 def measure_training(preset_name: str, overrides: list[str], name: str, steps: int) -> dict[str, Any]:
-    """Runs one training of `TRAININGS` for some steps, then anew to count and to see where the time goes."""
+    """Runs one training of `TRAININGS` for some steps, then anew to count and to see where the time of a step goes."""
     import torch
 
     from seedx_lite.training import loop
 
+    times: Counter[str] = Counter()
+
+    @contextmanager
+    def profiled() -> Iterator[None]:
+        with torch.profiler.profile() as profiler:
+            yield
+        times.update(_times(profiler, torch.cuda.is_available()))
+
     few = [
         f"data.train_scenes={FEW_SCENES}",
+        "data.second_scenes=null",
         f"data.reader_scenes={FEW_SCENES}",
         "data.validation_scenes=1",
         "name=bench",
     ]
 
-    def run(steps: int, folder: str) -> dict[str, Any]:
-        preset = load_preset(preset_name, [*overrides, *few, *_steps(name, steps)])
-        return _train_once(preset, name, Path(folder) / f"{steps}-{loop.COUNT_FLOPS}")
+    def run(steps: int, folder: Path) -> dict[str, Any]:
+        return _train_once(load_preset(preset_name, [*overrides, *few, *_steps(name, steps)]), name, folder)
 
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        record = run(steps, folder)
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "linux" else 1e9)
+        record = run(steps, Path(folder, "timed"))
+        unit = 1024 if sys.platform == "linux" else 1  # of ru_maxrss, in bytes
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
         if torch.cuda.is_available():
             memory = torch.cuda.max_memory_allocated() / 1e9
         loop.COUNT_FLOPS = True  # only now: counting takes memory of its own
-        flops = run(1, folder)["flops"]
-        loop.COUNT_FLOPS = False
-        with tempfile.TemporaryDirectory() as other, torch.profiler.profile() as profiler:
-            run(3, other)
+        flops = run(1, Path(folder, "counted"))["flops"]
+        loop.COUNT_FLOPS, loop.AROUND_STEP = False, profiled
+        run(3, Path(folder, "profiled"))
+        loop.AROUND_STEP = nullcontext
     return {
         "seconds_per_step": record["step_seconds"],
         "data_seconds": record["step_data_seconds"],
@@ -138,14 +159,14 @@ def measure_training(preset_name: str, overrides: list[str], name: str, steps: i
         "peak_memory_gb": memory,
         "dtype": record["dtype"],
         "device": record["hardware"]["device"],
-        "profile": _shares(profiler),
+        "profile": {group: round(share / sum(times.values()), 4) for group, share in times.most_common()},
     }
 
 
 def _steps(name: str, steps: int) -> list[str]:
-    """Overrides that leave `steps` steps to the training `name`, and no second phase to the ViT."""
+    """Overrides that leave `steps` steps to the training `name`, and no second phase to anything."""
     of = {"unet": "sdxl"}.get(name, name)
-    return [f"training.{of}.steps={steps}", "training.vit_dense=null"]
+    return [f"training.{of}.steps={steps}", "training.vit_dense=null", "training.sdxl_words=null"]
 
 
 def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
@@ -176,38 +197,43 @@ def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
     return json.loads((folder / "training.json").read_text())
 
 
-def measure_sampling(preset_name: str, overrides: list[str]) -> dict[str, float]:
-    """Seconds of what a reader of the book waits for, the second of two runs, with the artifacts of the preset."""
+def measure_sampling(preset_name: str, overrides: list[str], seed: int, runs: str) -> dict[str, float]:
+    """Seconds of what a reader of the book waits for, the second of two runs, with the artifacts of the preset; none
+    where one of them was not trained."""
     import numpy as np
     import torch
     from transformers import LlamaForCausalLM
 
     from seedx_lite.data.drawn import scenes
     from seedx_lite.evaluation.scene_reader import read_scenes
-    from seedx_lite.evaluation.text_to_image import draw_captions, load_pipeline
     from seedx_lite.models.scene_reader import SceneReader
     from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
-    from seedx_lite.training import detokenizer, foundations, llama, reader, vit
+    from seedx_lite.pipelines.text_to_image import draw_captions, load_pipeline
     from seedx_lite.world.draw import render
     from seedx_lite.world.language import canonical_caption
 
     preset = load_preset(preset_name, overrides)
-    stages = {"vit": vit.vit, "sdxl": foundations.sdxl, "adapter": detokenizer.stage1}
-    folders = {name: stage(preset) for name, stage in stages.items()}
-    pipe, decoder = load_pipeline(folders["sdxl"]), DetokenizerPipeline.from_artifacts(**folders)
+    stages = ("vit", "sdxl", "detokenizer-stage1", "llama", "reader")
+    folders = {stage: find(stage, preset.name, seed, runs) for stage in stages}
+    if missing := [stage for stage, folder in folders.items() if folder is None]:
+        print(f"sampling is not measured: {', '.join(missing)} of {preset.name} not trained")
+        return {}
+    pipe = load_pipeline(folders["sdxl"])
+    decoder = DetokenizerPipeline.from_artifacts(folders["vit"], folders["sdxl"], folders["detokenizer-stage1"])
     decoder.set_progress_bar_config(disable=True)
-    model = LlamaForCausalLM.from_pretrained(llama.llama(preset), dtype=torch.float32)
-    readers = SceneReader.from_pretrained(reader.reader(preset))
-    chosen = scenes("test", 16, "narrow", (preset.image_size,) * 2)
+    model = LlamaForCausalLM.from_pretrained(folders["llama"], dtype=torch.float32)
+    reader = SceneReader.from_pretrained(folders["reader"])
+    chosen = scenes("test", 16, "narrow", preset.size)
     pictures = [render(scene) for scene in chosen]
     captions, arrays = [canonical_caption(scene) for scene in chosen], [np.asarray(picture) for picture in pictures]
     tokens = torch.ones(16, 8, dtype=torch.long)
     settings = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False}
     waits: dict[str, Callable[[], Any]] = {
         "16 pictures from captions, 25 guided steps": lambda: draw_captions(pipe, captions),
+        "16 pictures from captions, the same in bf16": lambda: draw_captions(pipe, captions, quick=True),
         "16 pictures from embeddings, 25 guided steps": lambda: decoder(pictures),
         "16 pictures to visual embeddings": lambda: decoder.vit(decoder.vit.preprocess(pictures)),
-        "16 pictures read back into scenes": lambda: read_scenes(readers, arrays),
+        "16 pictures read back into scenes": lambda: read_scenes(reader, arrays),
         "16 texts of 64 tokens": lambda: model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings),
     }
     result = {}
@@ -220,11 +246,13 @@ def measure_sampling(preset_name: str, overrides: list[str]) -> dict[str, float]
     return result
 
 
-def _shares(profiler: Any) -> dict[str, float]:
-    """Shares of the time by `GROUPS`, largest first; the rest is `other`."""
+def _times(profiler: Any, on_device: bool) -> Counter[str]:
+    """Microseconds by `GROUPS`; the rest is `other`. on_device: what operators took on the GPU, else on the CPU."""
+    from torch.autograd import DeviceType
+
     times: Counter[str] = Counter()
     for event in profiler.key_averages():
-        group = next((g for g, names in GROUPS.items() if event.key.startswith(names)), "other")
-        times[group] += event.self_cpu_time_total + getattr(event, "self_device_time_total", 0)
-    total = sum(times.values())
-    return {group: round(value / total, 4) for group, value in times.most_common()}
+        if event.device_type == DeviceType.CPU:  # an operator; a GPU's kernels are counted with theirs
+            group = next((g for g, names in GROUPS.items() if event.key.startswith(names)), "other")
+            times[group] += event.self_device_time_total if on_device else event.self_cpu_time_total
+    return times

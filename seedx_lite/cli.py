@@ -185,7 +185,8 @@ def _read(args) -> None:
     from seedx_lite.world.language import canonical_caption
 
     picture = open_picture(args.picture)
-    scene = read_picture(SceneReader.from_pretrained(_run("pretrain", "reader", preset, args)), picture)
+    reader = SceneReader.from_pretrained(_run("pretrain", "reader", preset, args))
+    scene = read_picture(reader, picture, preset.image_size)
     for thing in scene.from_left:
         left, top, right, bottom = (round(100 * side) for side in scene.box(thing))
         what = f"{thing.colour} {thing.kind}" + (f", {thing.pose}" if thing.pose else "")
@@ -199,7 +200,7 @@ def _bench(args) -> int:
 
     name = load_preset(args.preset, args.overrides).name
     out = args.out or artifacts.project_path(args.runs) / name / "bench.json"
-    result = bench(args.preset, args.overrides, args.only, args.steps, out)
+    result = bench(args.preset, args.overrides, args.only, args.steps, out, args.seed, args.runs)
     print(f"written: {out}")
     return int(any("error" in measured for measured in result["trainings"].values()))
 
@@ -232,4 +233,4 @@ def _ship(args) -> None:
     for path in (*ship(preset, args.stages, runs=args.runs), *(ship_records(args.runs) if preset == "lite" else ())):
         print(f"shipped: {path}")
     for manifest in sorted((project_path(SHIPPED) / preset).glob("*/artifact.json")):
-        print(f"card: {write_card(manifest.parent)}")
+        print(f"card: {write_card(manifest.parent, args.runs)}")

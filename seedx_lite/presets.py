@@ -136,10 +136,17 @@ class DataConfig:
     validation_scenes: int
     test_scenes: int
     reader_scenes: int = 24_000  # training scenes of the scene readers
+    second_scenes: int | None = None  # training scenes of second phases, if more than of the first
 
     def __post_init__(self):
         for key, count in vars(self).items():
-            _require(count > 0, f"data.{key}={count}: expected 1 or more")
+            _require(count is None or count > 0, f"data.{key}={count}: expected 1 or more")
+        _require(self.second >= self.train_scenes, f"data.second_scenes={self.second}: expected train_scenes or more")
+
+    @property
+    def second(self) -> int:
+        """Number of training scenes of a second phase."""
+        return self.second_scenes or self.train_scenes
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,7 @@ class TrainConfig:
     precision: str = "bf16"  # autocast; or "fp32"
     checkpoint_seconds: float = 120.0
     spike_factor: float = 10.0  # stop when the loss exceeds its running median this many times
-    compile: bool = False  # torch.compile: some minutes before the first step, then about 1.4 times as fast
+    compile: bool = False  # torch.compile: quicker steps, after some minutes before the first
 
     def __post_init__(self):
         for key in ("steps", "batch_size"):
@@ -187,8 +194,9 @@ class TextToImageConfig:
         default_factory=lambda: {"full": 0.4, "partial": 0.1, "one_thing": 0.1, "grounded": 0.4}
     )
     places: float = 0.1  # weight of the places that are read from the queries of the cross-attention
-    words: float = 0.0  # weight of looking at the words on what is there
-    people: float = 1.0  # how often scenes with people are drawn, against others
+    # Of the second phase (`training.sdxl_words`):
+    words: float = 0.1  # weight of looking at the words on what is there
+    people: float = 2.0  # how often scenes with people are drawn, against others
 
     def __post_init__(self):
         known = ("v_prediction", "epsilon")
@@ -209,6 +217,7 @@ class TrainingConfigs:
     reader_2: TrainConfig
     llama: TrainConfig | None = None
     vit_dense: TrainConfig | None = None  # goes on where `vit` ended, with frozen text encoders
+    sdxl_words: TrainConfig | None = None  # goes on where `sdxl` ended, with a lesson on words
 
 
 @dataclass(frozen=True)
@@ -238,6 +247,11 @@ class Preset:
         _require(latent == self.unet.sample_size, f"unet.sample_size: expected {latent:g}, the size of a latent")
         pooled, width = self.text_encoder_2.projection_dim, self.text_encoder_2.hidden_size
         _require(pooled == width, f"text_encoder_2.projection_dim={pooled}: expected its hidden_size, {width}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the pictures, px."""
+        return (self.image_size, self.image_size)
 
     @property
     def unet_kwargs(self) -> dict[str, Any]:

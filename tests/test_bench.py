@@ -46,9 +46,8 @@ def test_a_training_that_is_unknown_or_fails_is_told(capsys):
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_step_at_the_size_of_a_gpu(name, tmp_path):
     """Bug: a preset that nobody has run, with sizes that do not fit each other."""
-    of = {"unet": "sdxl"}.get(name, name)
-    small = [f"training.{of}.steps=1", f"training.{of}.batch_size=2", "data.train_scenes=8", "data.reader_scenes=8"]
-    record = _train_once(
-        load_preset("gpu", [*small, "data.validation_scenes=2", "name=bench"]), name, tmp_path / "runs"
-    )
+    parts = ("sdxl", "sdxl_words") if name == "unet" else (name,)
+    small = [f"training.{part}.{key}" for part in parts for key in ("steps=1", "batch_size=2")]
+    small += ["data.train_scenes=8", "data.reader_scenes=8", "data.validation_scenes=2", "name=bench"]
+    record = _train_once(load_preset("gpu", small), name, tmp_path / "runs")
     assert record["samples"] == 2 and np.isfinite(record["history"][-1]["loss"])

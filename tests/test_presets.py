@@ -113,6 +113,8 @@ def test_file_of_ones_own(tmp_path):
         ("training.vae.clip_norm=-1", "clip_norm=-1.0: expected 0 or more"),
         ("training.vae.learning_rate=0", "learning_rate=0.0: expected more than 0"),
         ("data.train_scenes=0", "data.train_scenes=0: expected 1 or more"),
+        ("data.second_scenes=0", "data.second_scenes=0: expected 1 or more"),
+        ("data.second_scenes=9", "data.second_scenes=9: expected train_scenes or more"),
         ("training.vit_dense.steps=64", "training.vit_dense.batch_size has no value"),
     ],
 )

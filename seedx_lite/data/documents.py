@@ -9,6 +9,7 @@ from seedx_lite.world.language import DETAILS, caption, full_caption, grounded_d
 from seedx_lite.world.questions import questions
 from seedx_lite.world.scene import Scene, sample_scene
 from .prompts import INSTRUCTION, READING
+from .tokenizer import check_words
 
 SHARES = {"full": 0.25, "partial": 0.1, "one_thing": 0.05, "grounded": 0.15, "questions": 0.25, "edit": 0.2}
 MOST_QUESTIONS = 4  # after one description
@@ -40,8 +41,7 @@ def scene_document(form: str, scene: Scene, rng: np.random.Generator) -> str:
 def encode_documents(tokenizer, texts: list[str]) -> Tensor:
     """Token ids [B, L] of `<s> text </s>`, padded on the right to the longest. Raises ValueError for unknown words."""
     rows = [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
-    for text, row in zip(texts, rows, strict=True):
-        if tokenizer.unk_token_id in row:
-            raise ValueError(f"the tokenizer does not know a word of {text!r}; add it to the world's vocabulary")
+    if any(tokenizer.unk_token_id in row for row in rows):
+        check_words(tokenizer, texts)
     longest = max(map(len, rows))
     return torch.tensor([row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows])

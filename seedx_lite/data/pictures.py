@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,17 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def to_sheet(pictures: Sequence[np.ndarray], columns: int = 20) -> Image.Image:
+    """Pictures of one size side by side in rows, without gaps; what is left of the last row is white."""
+    rows = [list(pictures[start : start + columns]) for start in range(0, len(pictures), columns)]
+    rows[-1] += [np.full_like(pictures[0], 255)] * (columns - len(rows[-1])) if len(rows) > 1 else []
+    return Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows]))
+
+
+def from_sheet(sheet: Image.Image, size: int) -> list[np.ndarray]:
+    """The pictures [size, size, 3] of a sheet, row by row, with the white ones that fill it up."""
+    array = np.asarray(sheet.convert("RGB"))
+    rows, columns = array.shape[0] // size, array.shape[1] // size
+    return list(array.reshape(rows, size, columns, size, 3).swapaxes(1, 2).reshape(-1, size, size, 3))

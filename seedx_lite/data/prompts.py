@@ -2,5 +2,4 @@
 `src/data/*.py`, `src/inference/*.py`)."""
 
 READING = "Question: {question}\nAnswer:"
-DRAWING = "{caption}" + "<img>"
 INSTRUCTION = "[INST] {instruction} [/INST]\n"

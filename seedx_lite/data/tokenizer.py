@@ -1,5 +1,7 @@
 """Word-level tokenizers over the world's vocabulary, in the form that plain transformers and diffusers open."""
 
+from collections.abc import Iterable
+
 from seedx_lite.world.language import BOX_END, BOX_START, LOCATION_TOKENS, WORD, vocabulary, words
 
 PAD, BOS, UNK, EOS = ("<pad>", "<s>", "<unk>", "</s>")  # ids 0 to 3: CLIP takes an old pooling path if </s> is id 2
@@ -25,6 +27,14 @@ def clip_tokenizer(max_length: int):
     )
     special = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK, "pad_token": PAD}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=max_length, **special)
+
+
+def check_words(tokenizer, texts: Iterable[str]) -> None:
+    """Raises ValueError that names the words of a text that a tokenizer of ours does not know. Others spell such words
+    in pieces, and pass."""
+    for text in texts if tokenizer.unk_token == UNK else ():
+        if unknown := [w for w in words(text) if tokenizer.convert_tokens_to_ids(w) == tokenizer.unk_token_id]:
+            raise ValueError(f"{text!r}: unknown words {', '.join(unknown)}; say it in the world's vocabulary")
 
 
 IMAGE_TOKENS = tuple(f"<img_{i:05d}>" for i in range(256))  # the learnable queries, for up to N = 256

@@ -27,8 +27,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, D, h, w] → [B, D, h, w]."""
-        x = x + self.conv_2(F.silu(self.norm_2(self.conv_1(F.silu(self.norm_1(x))))))
-        return x
+        return x + self.conv_2(F.silu(self.norm_2(self.conv_1(F.silu(self.norm_1(x))))))
 
 
 class ConvolutionBackbone(nn.Module):

@@ -149,6 +149,19 @@ class VisionTransformerWithAttnPool(SavedModule):
         return self(self.proj.new_zeros(1, 3, self.image_size, self.image_size))
 
 
+def pooled_boxes(things: Tensor, boxes: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """The boxes [B, n, 4] that `n` pooled tokens should tell, and bool [B, n]: which of them lie on one thing alone.
+
+    things: bool [B, T], which tokens show a thing; boxes: [B, T, 4], of the thing under each token.
+    """
+    on = things.unflatten(1, (n, -1))[..., None]  # [B, n, c, 1]
+    boxes = boxes.unflatten(1, (n, -1))  # [B, n, c, 4]
+    low = boxes.masked_fill(~on, torch.inf).amin(2)
+    high = boxes.masked_fill(~on, -torch.inf).amax(2)
+    alone = (low == high).all(-1)
+    return low.masked_fill(~alone[..., None], 0), alone
+
+
 @torch.no_grad()
 def embed_pictures(
     tower: VisionTransformerWithAttnPool,

@@ -3,6 +3,7 @@
 The other foundation, the ViT with the text encoders, is in `vit.py`.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,16 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seedx_lite.artifacts import PROGRESS, ensure, processes, project_path
 from seedx_lite.data.drawn import EMPHASIS, Drawn, cell_owners, draw_scenes, scenes, thing_weights
+from seedx_lite.data.pictures import to_sheet
 from seedx_lite.models.autoencoder import encode_pictures, to_tensor
 from seedx_lite.models.detokenizer import noise_target, sdxl_time_ids
 from seedx_lite.models.text import encode_text, load_text_encoders
-from seedx_lite.presets import Preset
+from seedx_lite.pipelines.text_to_image import draw_captions
+from seedx_lite.presets import Preset, TrainConfig
 from seedx_lite.world.language import canonical_caption
 from .loop import train
 from .text import CaptionSource
@@ -56,10 +58,12 @@ class TrainingScenes(NamedTuple):
         return self.drawn.pictures
 
 
-def training_scenes(preset: Preset, mix: str, runs: str | Path) -> TrainingScenes:
-    """Draws the training scenes of a mix, or takes them from the cache in `runs`."""
+def training_scenes(preset: Preset, mix: str, runs: str | Path, count: int | None = None) -> TrainingScenes:
+    """Draws the first `count` training scenes of a mix, or takes them from the cache in `runs`; None: those of a first
+    phase."""
     grid, size, latent = round(preset.vit.n_queries**0.5), preset.image_size, preset.unet.sample_size
-    drawn = draw_scenes("train", preset.data.train_scenes, mix, (size, size), grid, project_path(runs) / "cache")
+    count = count or preset.data.train_scenes
+    drawn = draw_scenes("train", count, mix, (size, size), grid, project_path(runs) / "cache")
     weights = thing_weights(torch.tensor(drawn.kind).float()).unflatten(1, (1, grid, grid))
     return TrainingScenes(drawn, grid, F.adaptive_avg_pool2d(weights, latent))
 
@@ -77,7 +81,7 @@ def train_vae(preset: Preset, seed: int, folder: Path, data: TrainingScenes):
     model = AutoencoderKL(**preset.vae.kwargs, sample_size=preset.image_size)
 
     def batch_at(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(data.pictures), (config.batch_size,), generator=generator)
+        chosen = torch.randint(preset.data.train_scenes, (config.batch_size,), generator=generator)
         return to_tensor(data.pictures[chosen.numpy()]), data.weights[chosen]
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
@@ -112,18 +116,23 @@ class _TextToImage(nn.Module):
         self.unet, self.first, self.second = unet, first, second.requires_grad_(False)
         layers = [module for name, module in unet.named_modules() if name.endswith("attn2")]
         self.readers = nn.ModuleList(nn.Linear(layer.to_q.out_features, 2) for layer in layers)
-        self.widths = [layer.to_q.out_features // layer.heads for layer in layers]  # of the first head
-        # Of the latest step, by layer, in the order of the readers: queries [B, g·g, D] and keys [B, L, D]
-        self._queries, self._keys = [torch.empty(0)] * len(layers), [torch.empty(0)] * len(layers)
-        self.hooks = []
-        for number, layer in enumerate(layers):
-            for projection, seen in ((layer.to_q, self._queries), (layer.to_k, self._keys)):
-                hook = partial(self._note, seen, number)
-                self.hooks.append(projection.register_forward_hook(hook))
+        self.layers = layers  # a plain list: they are the U-Net's
+        # The queries [B, g·g, D] and keys [B, L, D] of the latest step stay with the projections that made them
+        noting = [part for layer in layers for part in (layer.to_q, layer.to_k)]
+        self.hooks = [projection.register_forward_hook(self._note) for projection in noting]
 
     @staticmethod
-    def _note(seen: list[Tensor], number: int, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-        seen[number] = output
+    def _note(projection: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        projection.latest = output
+
+    def forget(self) -> None:
+        """Takes the hooks and what they have noted away; then the U-Net is a plain one again."""
+        for hook in self.hooks:
+            hook.remove()
+        for layer in self.layers:
+            for projection in (layer.to_q, layer.to_k):
+                if hasattr(projection, "latest"):
+                    del projection.latest
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor, kept: Tensor, time_ids: Tensor) -> Tensor:
         """Prediction [B, 4, h, w]. kept [B]: 0 where the caption is dropped, to zeros, as the pipeline makes its
@@ -135,7 +144,8 @@ class _TextToImage(nn.Module):
     def place_error(self) -> Tensor:
         """Mean squared error of the places read from the latest queries, in units of half a side."""
         errors = []
-        for queries, reader in zip(self._queries, self.readers, strict=True):
+        for layer, reader in zip(self.layers, self.readers, strict=True):
+            queries = layer.to_q.latest
             axis = torch.linspace(-1, 1, round(queries.shape[1] ** 0.5), device=queries.device)
             places = torch.cartesian_prod(axis, axis)  # [g·g, 2]: row, column
             errors.append((reader(queries).float() - places).square().mean())
@@ -144,11 +154,14 @@ class _TextToImage(nn.Module):
     def word_error(self, owners: Tensor, words: Tensor, kept: Tensor) -> Tensor:
         """Cross-entropy of the first heads' attention, over the tokens, from the cells of things.
 
-        owners [B, G, G]: 1 + number of the thing in a cell, 0 for none. words [B, M]: for each thing the token to look
+        owners [B, G, G]: 1 + number of the thing in a cell, 0 for none; a coarser cell on two things counts for the one
+        with the higher number. words [B, M]: for each thing the token to look
         at, -1 for none.
         """
         errors = []
-        for queries, keys, width in zip(self._queries, self._keys, self.widths, strict=True):
+        for layer in self.layers:
+            queries, keys = layer.to_q.latest, layer.to_k.latest
+            width = queries.shape[-1] // layer.heads  # of the first head
             side = round(queries.shape[1] ** 0.5)
             here = F.adaptive_max_pool2d(owners[:, None].float(), side).flatten(1).long()  # [B, g·g]
             wanted = torch.where((here > 0) & (kept[:, None] > 0), words.gather(1, (here - 1).clamp(min=0)), -1)
@@ -161,13 +174,15 @@ class _TextToImage(nn.Module):
 def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, autoencoder, text, scheduler):
     """Trains the text-to-image U-Net on the broad mix; every tenth caption is dropped, for guidance.
 
-    Descriptions with boxes among the captions teach it to put things where it is told to. Things are emphasised.
-    text: tokenizer and both encoders, of which the first is trained along. Latents are computed once. `folder` gets
-    training.json and the checkpoint.
+    The first phase learns what things look like, the second (`training.sdxl_words`) whose words to follow; it sees more
+    scenes, more people, and has the lesson on words. Descriptions with boxes among the captions teach to put things
+    where it is told to. Things are emphasised. text: tokenizer and both encoders, of which the first is trained along.
+    Latents are computed once. `folder` gets training.json and the checkpoints of both phases, and pictures of the way.
     """
     from diffusers import UNet2DConditionModel
 
-    config, taught, size = preset.training.sdxl, preset.text_to_image, preset.image_size
+    first, second = preset.training.sdxl, preset.training.sdxl_words
+    taught, size = preset.text_to_image, preset.image_size
     captions = CaptionSource(text[0], "train", len(data.pictures), "broad", (size, size), taught.captions)
     owners = torch.from_numpy(cell_owners(data.drawn, captions.scenes)).unflatten(1, (data.grid, data.grid))
     people = (data.drawn.pose > 0).any(1)  # [K]
@@ -177,11 +192,7 @@ def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, au
     torch.manual_seed(seed)
     model = _TextToImage(UNet2DConditionModel(**preset.unet_kwargs), *text[1:])
 
-    def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        if taught.people == 1:
-            chosen = torch.randint(len(latents), (config.batch_size,), generator=generator)
-        else:
-            chosen = torch.multinomial(chances, config.batch_size, replacement=True, generator=generator)
+    def batch_of(chosen: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         tokens, words = captions.marked_tokens(chosen.tolist(), generator)
         return {
             "latents": latents[chosen],
@@ -195,59 +206,61 @@ def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, au
             "time_ids": sdxl_time_ids(size),
         }
 
-    def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
+    def first_batch(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return batch_of(torch.randint(preset.data.train_scenes, (first.batch_size,), generator=generator), generator)
+
+    def second_batch(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return batch_of(torch.multinomial(chances, second.batch_size, True, generator=generator), generator)
+
+    def first_loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
         latents, noise, times = batch["latents"], batch["noise"], batch["times"]
         noisy = scheduler.add_noise(latents, noise, times)
         predicted = model(noisy, times, batch["tokens"], batch["kept"], batch["time_ids"])
         errors = (predicted.float() - noise_target(scheduler, latents, noise, times)).square()
         places = model.place_error()
         loss = (errors * batch["weights"]).mean() + taught.places * places
-        logs = {"plain": errors.detach().mean(), "places": places}
-        if taught.words:
-            words = model.word_error(batch["owners"], batch["words"], batch["kept"])
-            loss, logs = loss + taught.words * words, logs | {"words": words}
-        return loss, logs
+        return loss, {"plain": errors.detach().mean(), "places": places}
+
+    def second_loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
+        loss, logs = first_loss(model, batch, generator)
+        words = model.word_error(batch["owners"], batch["words"], batch["kept"])
+        return loss + taught.words * words, logs | {"words": words}
 
     def look(step: int) -> None:
-        parts = {"vae": autoencoder, "unet": model.unet, "text_encoder": model.first, "text_encoder_2": model.second}
-        parts |= {"tokenizer": text[0], "tokenizer_2": text[0], "scheduler": scheduler}
-        pipe = _pipeline(parts).to(next(model.parameters()).device)
+        pipe = _pipeline(autoencoder, model.unet, text, scheduler).to(next(model.parameters()).device)
         folder.mkdir(parents=True, exist_ok=True)
-        draw_progress(pipe, preset).save(folder / PROGRESS.replace("*", str(step)))
+        pictures = draw_captions(pipe, [canonical_caption(scene) for scene in watched], quick=True)
+        to_sheet(pictures, columns=16).save(folder / PROGRESS.replace("*", str(step)))
 
-    visits = {config.steps // 2**halvings: partial(look, config.steps // 2**halvings) for halvings in range(LOOKS)}
+    watched = scenes("validation", min(LOOK_SCENES, preset.data.validation_scenes), "narrow", (size, size))
     title = "text-to-image U-Net"
-    record = train(model, batch_at, loss_of, config, folder, seed=seed, title=title, visits=visits)
+    record = train(model, first_batch, first_loss, first, folder, seed=seed, title=title, visits=_visits(first, look))
+    if second:
+        (folder / "things").mkdir(parents=True, exist_ok=True)
+        record.save(folder / "things" / "training.json")
+        visits, title = _visits(second, lambda step: look(first.steps + step)), f"{title}, words"
+        below = folder / "words"
+        record = train(model, second_batch, second_loss, second, below, seed=seed + 1, title=title, visits=visits)
     record.save(folder / "training.json")
-    for hook in model.hooks:
-        hook.remove()
+    model.forget()
     return model.to("cpu").unet
 
 
-def _pipeline(parts: dict[str, Any]):
+def _visits(config: TrainConfig, look: Callable[[int], None]) -> dict[int, Callable[[], None]]:
+    """`LOOKS` visits to a training, each after twice as many steps."""
+    return {step: partial(look, step) for step in (config.steps // 2**halvings for halvings in range(LOOKS))}
+
+
+def _pipeline(autoencoder, unet, text, scheduler):
+    """text: tokenizer and both encoders."""
     from diffusers import StableDiffusionXLPipeline
 
-    return StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
-
-
-def draw_progress(pipe, preset: Preset, count: int = LOOK_SCENES, columns: int = 16) -> Image.Image:
-    """Pictures of the captions of the first validation scenes, side by side in rows: how far the training has come.
-
-    Each has its own noise, the same at every time.
-    """
+    tokenizer, first, second = text
+    parts = {"vae": autoencoder, "unet": unet, "scheduler": scheduler, "tokenizer": tokenizer}
+    parts |= {"tokenizer_2": tokenizer, "text_encoder": first, "text_encoder_2": second}
+    pipe = StableDiffusionXLPipeline(**parts, force_zeros_for_empty_prompt=True, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
-    size, pictures = preset.image_size, []
-    wanted = scenes("validation", min(count, preset.data.validation_scenes), "narrow", (size, size))
-    for start in range(0, len(wanted), columns):
-        captions = [canonical_caption(scene) for scene in wanted[start : start + columns]]
-        noise = [torch.Generator().manual_seed(start + number) for number in range(len(captions))]
-        pictures += pipe(
-            captions, height=size, width=size, num_inference_steps=25, guidance_scale=3.0, generator=noise
-        ).images
-    sheet = Image.new("RGB", (columns * size, -(-len(pictures) // columns) * size))
-    for number, picture in enumerate(pictures):
-        sheet.paste(picture, (number % columns * size, number // columns * size))
-    return sheet
+    return pipe
 
 
 def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
@@ -259,15 +272,12 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
 
         text = load_text_encoders(vit_folder)
         scheduler = DDIMScheduler(**noise_schedule(preset))
-        data = training_scenes(preset, "broad", runs)
+        data = training_scenes(preset, "broad", runs, second and preset.data.second)
         autoencoder = train_vae(preset, seed, folder / "vae", data)
         unet = train_unet(preset, seed, folder / "unet", data, autoencoder, text, scheduler)
-        tokenizer, first, second = text
-        parts = {"vae": autoencoder, "unet": unet, "scheduler": scheduler, "tokenizer": tokenizer}
-        parts |= {"tokenizer_2": tokenizer, "text_encoder": first, "text_encoder_2": second}
-        _pipeline(parts).save_pretrained(folder)
+        _pipeline(autoencoder, unet, text, scheduler).save_pretrained(folder)
 
-    taught = preset.text_to_image
+    taught, second = preset.text_to_image, preset.training.sdxl_words
     config = {
         "vae": asdict(preset.vae),
         "unet": preset.unet_kwargs,
@@ -278,7 +288,8 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
         "scenes": preset.data.train_scenes,
         "scheduler": noise_schedule(preset),
     }
-    config |= {"words": taught.words} if taught.words else {}
-    config |= {"people": taught.people} if taught.people != 1 else {}
+    if second:
+        config["training"]["sdxl_words"] = second.recipe
+        config |= {"words": taught.words, "people": taught.people, "second_scenes": preset.data.second}
     about = {"preset": preset.name, "seed": seed, "config": config, "upstream": [vit_folder]}
     return ensure("sdxl", build, **about, retrain=retrain, runs=runs)

@@ -25,8 +25,9 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
 
     Raises ValueError if the preset has no language model or one of another vocabulary.
     """
-    if preset.llm is None:
-        raise ValueError(f"preset {preset.name} has no `llm`; give its sizes")
+    for key, value in (("llm", preset.llm), ("training.llama", preset.training.llama)):
+        if value is None:
+            raise ValueError(f"preset {preset.name} has no `{key}`; give its entries")
     tokenizer, config = llm_tokenizer(), preset.training.llama
     if preset.llm.vocab_size != len(tokenizer):
         raise ValueError(f"llm.vocab_size={preset.llm.vocab_size}: expected {len(tokenizer)}, as many as the tokenizer")

@@ -15,7 +15,7 @@ import platform
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -27,20 +27,20 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import AutocastKwargs, send_to_device
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from seedx_lite.artifacts import CHECKPOINT, processes
 from seedx_lite.data.drawn import world_hash
+from seedx_lite.models.precision import AttentionInFloat32, native_bf16
 from seedx_lite.presets import TrainConfig
 from .checkpoint import Checkpoint
 
 MEDIAN_WINDOW = 100  # losses over which the running median is taken
 MEDIAN_MINIMUM = 20  # fewer losses than this are no basis for calling one a spike
 COUNT_FLOPS = False  # `seedx_lite.bench` sets it: one more pass over the first batch, before training
+AROUND_STEP: Callable[[], AbstractContextManager] = nullcontext  # … and this, to look into every step
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "safetensors", "numpy")
 
 
@@ -132,6 +132,7 @@ def train(
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     record = TrainingRecord(title, seed, plain, _hardware(accelerator), versions, dtype, reason, flops=flops)
     identity = recipe | {"dtype": dtype, "seed": seed, "processes": accelerator.num_processes}
+    identity |= {"compile": True} if config.compile else {}  # other arithmetic
     buffers = dict(model.named_buffers())
     checkpoint = Checkpoint(Path(workdir) / CHECKPOINT, identity, named, ema, buffers, adamw)
     state = {"step": 0, "losses": [], "sums": {}, "history": [], "seconds": 0.0}
@@ -159,18 +160,21 @@ def train(
             for group in adamw.param_groups:
                 group["lr"] = lr
             started = time.perf_counter()
-            batch = send_to_device(batch_at(step, generator), device)
-            ready = time.perf_counter()
-            loss, logs = loss_module(batch, generator)
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(params, config.clip_norm or math.inf)
-            mean_loss = accelerator.reduce(loss.detach().float(), "mean").item()  # all processes judge the same loss
-            values = {"loss": mean_loss, "grad_norm": float(norm)} | {k: float(v) for k, v in logs.items()}
-            _check(step, values, lr, losses, config, checkpoint.path)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if ema:
-                get_ema_multi_avg_fn(ema_decay(step, config.ema_decay))(list(ema.values()), params, None)
+            with AROUND_STEP():
+                batch = send_to_device(batch_at(step, generator), device)
+                ready = time.perf_counter()
+                loss, logs = loss_module(batch, generator)
+                accelerator.backward(loss)
+                norm = accelerator.clip_grad_norm_(params, config.clip_norm or math.inf)
+                mean_loss = accelerator.reduce(
+                    loss.detach().float(), "mean"
+                ).item()  # all processes judge the same loss
+                values = {"loss": mean_loss, "grad_norm": float(norm)} | {k: float(v) for k, v in logs.items()}
+                _check(step, values, lr, losses, config, checkpoint.path)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                if ema:
+                    get_ema_multi_avg_fn(ema_decay(step, config.ema_decay))(list(ema.values()), params, None)
 
             done = step + 1
             step_seconds.append((time.perf_counter() - started, ready - started))
@@ -187,7 +191,7 @@ def train(
             if on_step and main:
                 on_step(done, values | {"lr": lr})
             if visits and done in visits and main:
-                with _averaged(model, named, ema):
+                with _averaged(model, named, ema), torch.compiler.set_stance("force_eager"):
                     visits[done]()
             if done == config.steps or time.perf_counter() - last_write >= config.checkpoint_seconds:
                 record.seconds = seconds_before + time.perf_counter() - began
@@ -245,24 +249,10 @@ class _Loss(nn.Module):
         self.model, self.loss_of = model, loss_of
 
     def forward(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Any]]:
-        in_float32 = torch.is_autocast_enabled("cpu") and _AttentionInFloat32()
+        in_float32 = torch.is_autocast_enabled("cpu") and AttentionInFloat32()
         with in_float32 or nullcontext():
             loss, logs = self.loss_of(self.model, batch, generator)
         return loss, {k: v.detach() if isinstance(v, Tensor) else v for k, v in logs.items()}
-
-
-class _AttentionInFloat32(TorchFunctionMode):
-    """Computes attention in float32 under autocast. PyTorch's fused kernel is quicker in it than in bf16 on a CPU, most
-    of all backwards, and quicker than attention written out: `python -m seedx_lite bench` shows by how much."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if function is not F.scaled_dot_product_attention:
-            return function(*args, **kwargs)
-        with torch.autocast("cpu", enabled=False):
-            args = [x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in args]
-            kwargs = {k: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for k, x in kwargs.items()}
-            return function(*args, **kwargs)
 
 
 def _count_flops(model: nn.Module, loss_of: Callable, batch: Any, generator: torch.Generator) -> int:
@@ -277,17 +267,7 @@ def _count_flops(model: nn.Module, loss_of: Callable, batch: Any, generator: tor
 
 def _accelerator(wanted: str) -> tuple[Accelerator, str, str]:
     """An accelerator, the precision in use and why: bf16 if it is wanted and the device is quick in it."""
-    device = processes().device
-    if device.type == "cuda":
-        capable = torch.cuda.is_bf16_supported(including_emulation=False)
-        why = f"{torch.cuda.get_device_name(device)} {'computes' if capable else 'does not compute'} in bf16"
-    elif device.type == "cpu":
-        known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        units = sorted(unit for unit, there in known.items() if "bf16" in unit and there)
-        capable = bool(units)
-        why = f"the CPU has {', '.join(units) or 'no bf16 unit, so that bf16 would be slower'}"
-    else:
-        capable, why = False, f"bf16 autocast is not used on {device.type}"
+    capable, why = native_bf16(processes().device)
     use = capable and wanted == "bf16"
     if wanted == "fp32":
         why = "the configuration says precision=fp32"

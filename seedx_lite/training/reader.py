@@ -2,7 +2,8 @@
 
 It sees renders of the broad mix, some of them blurred, grainy or compressed as mildly as a VAE or a JPEG would, and the
 truth about each scene; no visual embedding, no generated picture. A ninth of them show combinations of kind and colour
-that are held out from all models. An instrument must not be: one that never saw a purple cat reads it as a purple dog.
+that are held out from all models. An instrument must not be blind to
+what models are asked for.
 """
 
 import io
@@ -123,22 +124,22 @@ def reader(
 ) -> Path:
     """Trains the scene reader on the broad mix; `reader_2` is one of another architecture. Returns the folder."""
     sizes, config = getattr(preset, name), getattr(preset.training, name)
-    size, count = (preset.image_size, preset.image_size), preset.data.reader_scenes
+    size, count = preset.size, preset.data.reader_scenes
 
     def build(folder: Path) -> None:
         grid = round(preset.vit.n_queries**0.5)
         cache, parts = project_path(runs) / "cache", {"train": count, "composition": count // COMPOSITION}
         drawn = [draw_scenes(split, many, "broad", size, grid, cache).pictures for split, many in parts.items()]
-        pictures = np.concatenate(drawn)
         truth = truth_table([scene for split, many in parts.items() for scene in scenes(split, many, "broad", size)])
         torch.manual_seed(seed)
         answers = {"kinds": KINDS, "colours": COLOURS, "poses": POSES, "skies": SKIES, "grounds": GROUNDS}
         model = SceneReader(**asdict(sizes), **{key: list(names) for key, names in answers.items()})
 
         def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            chosen = torch.randint(len(pictures), (config.batch_size,), generator=generator)
+            chosen = torch.randint(sum(map(len, drawn)), (config.batch_size,), generator=generator)
             rng = np.random.default_rng(torch.randint(2**31, (), generator=generator).item())
-            damaged = np.stack([damage(picture, rng) for picture in pictures[chosen.numpy()]])
+            pictures = [drawn[0][i] if i < count else drawn[1][i - count] for i in chosen.tolist()]  # stay on disk
+            damaged = np.stack([damage(picture, rng) for picture in pictures])
             return {"images": to_tensor(damaged)} | {key: values[chosen] for key, values in truth.items()}
 
         def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:

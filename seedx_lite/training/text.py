@@ -12,7 +12,6 @@ from seedx_lite.presets import Preset, TextConfig
 from seedx_lite.world.language import DETAILS, caption, full_caption, grounded_description, unmarked
 from seedx_lite.world.scene import sample_scene
 
-MOST_THINGS = 8  # of any scene
 FOLDERS = ("tokenizer", "text_encoder", "text_encoder_2")  # as in a StableDiffusionXLPipeline folder
 
 
@@ -43,6 +42,7 @@ class CaptionSource:
             raise ValueError(f"details: {sorted(unknown)} unknown, expected some of {', '.join(writers)}")
         self.tokenizer = tokenizer
         self.scenes = [sample_scene(index, split, mix, size) for index in range(count)]
+        self.most = max(len(scene.things) for scene in self.scenes)
         self.writers, self.shares = [writers[name] for name in details], torch.tensor(list(details.values()))
 
     def tokens(self, indices: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -60,7 +60,7 @@ class CaptionSource:
         ]
         options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         ids = self.tokenizer([text for text, _ in written], **options).input_ids
-        last = torch.full((len(indices), MOST_THINGS), -1)
+        last = torch.full((len(indices), self.most), -1)
         for row, (_, ends) in enumerate(written):
             for thing, end in ends.items():
                 last[row, thing] = end if end < ids.shape[1] else -1  # word 1 is token 1, behind <s>

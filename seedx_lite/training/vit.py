@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from seedx_lite.artifacts import ensure, project_path
 from seedx_lite.data import drawn
 from seedx_lite.models.readers import TokenHeads
-from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings
-from seedx_lite.presets import Preset
+from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings, pooled_boxes
+from seedx_lite.presets import Preset, TrainConfig
 from .loop import train
 from .text import FOLDERS, CaptionSource, new_text_encoders
 
@@ -59,19 +59,6 @@ def start_local(tower: VisionTransformerWithAttnPool) -> None:
     pool.ln_q.weight.fill_(0.1)  # what a query wants beside its place is still noise
 
 
-def pooled_boxes(things: Tensor, boxes: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The boxes [B, n, 4] that `n` pooled tokens should tell, and bool [B, n]: which of them lie on one thing alone.
-
-    things: bool [B, T], which tokens show a thing; boxes: [B, T, 4], of the thing under each token.
-    """
-    on = things.unflatten(1, (n, -1))[..., None]  # [B, n, c, 1]
-    boxes = boxes.unflatten(1, (n, -1))  # [B, n, c, 4]
-    low = boxes.masked_fill(~on, torch.inf).amin(2)
-    high = boxes.masked_fill(~on, -torch.inf).amax(2)
-    alone = (low == high).all(-1)
-    return low.masked_fill(~alone[..., None], 0), alone
-
-
 def dense_losses(read: dict[str, Tensor], batch: dict[str, Tensor], pooled: int | None = None) -> dict[str, Tensor]:
     """Losses of the token readers; colour, pose and box count only where there is something to read.
 
@@ -102,12 +89,13 @@ def dense_losses(read: dict[str, Tensor], batch: dict[str, Tensor], pooled: int 
 def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
     """Trains the tokenizer and both text encoders on the broad mix; returns the folder of the artifact."""
     config, longer, size = preset.training.vit, preset.training.vit_dense, preset.image_size
+    most = preset.data.second if longer else preset.data.train_scenes
     grid = round(preset.vit.n_queries**0.5)
     cell = size // grid
 
     def build_vit(folder: Path) -> None:
         cache = project_path(runs) / "cache"
-        truth = drawn.draw_scenes("train", preset.data.train_scenes, "broad", (size, size), grid, cache)
+        truth = drawn.draw_scenes("train", most, "broad", (size, size), grid, cache)
         torch.manual_seed(seed)
         tokenizer, first, second = new_text_encoders(preset)
         tower = VisionTransformerWithAttnPool(**asdict(preset.vit))
@@ -121,8 +109,10 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
         )
         captions = CaptionSource(tokenizer, "train", len(truth.pictures), "broad", (size, size), CAPTIONS)
 
-        def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            chosen = torch.randint(len(truth.pictures), (config.batch_size,), generator=generator).numpy()
+        def batch_at(
+            step: int, generator: torch.Generator, phase: TrainConfig = config, among: int = preset.data.train_scenes
+        ) -> dict[str, Tensor]:
+            chosen = torch.randint(among, (phase.batch_size,), generator=generator).numpy()
             images = normalise(truth.pictures[chosen])
             cells = images.unfold(2, cell, cell).unfold(3, cell, cell)  # [B, 3, grid, grid, cell, cell]
             batch = {name: torch.from_numpy(getattr(truth, name)[chosen]) for name in (*CLASSES, "box")}
@@ -140,12 +130,12 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
 
         record = train(model, batch_at, loss_of, config, folder, seed=seed, title="ViT and text encoders")
         if longer:
-            (folder / "joint").mkdir(exist_ok=True)
+            (folder / "joint").mkdir(parents=True, exist_ok=True)
             record.save(folder / "joint" / "training.json")
             first.requires_grad_(False)
             second.requires_grad_(False)
-            pooled_loss = partial(loss_of, pooled=preset.n_embeddings)
-            record = train(model, batch_at, pooled_loss, longer, folder / "dense", seed=seed + 1, title="ViT")
+            batches, losses = partial(batch_at, phase=longer, among=most), partial(loss_of, pooled=preset.n_embeddings)
+            record = train(model, batches, losses, longer, folder / "dense", seed=seed + 1, title="ViT")
         model.to("cpu")
         tower.save_pretrained(folder)
         model.heads.save_pretrained(folder / "heads")
@@ -156,5 +146,6 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
     texts = {"text_encoder": asdict(preset.text_encoder), "text_encoder_2": asdict(preset.text_encoder_2)}
     recipe = {"vit": asdict(preset.vit), **texts, "training": config.recipe, "image_size": size}
     recipe |= {"captions": CAPTIONS, "emphasis": drawn.EMPHASIS, "scenes": preset.data.train_scenes}
-    recipe |= {"training_dense": longer.recipe, "pooled": preset.n_embeddings} if longer else {}
+    if longer:
+        recipe |= {"training_dense": longer.recipe, "pooled": preset.n_embeddings, "second_scenes": most}
     return ensure("vit", build_vit, preset=preset.name, seed=seed, config=recipe, retrain=retrain, runs=runs)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seedx_lite.data.pictures import open_picture, picture_path, relative
+from seedx_lite.data.pictures import from_sheet, open_picture, picture_path, relative, to_sheet
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -135,3 +135,13 @@ def test_a_pipe_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(FileNotFoundError):
         open_picture(tmp_path / "pipe.jpg")
+
+
+def test_sheets_give_back_their_pictures():
+    """Bugs: rows and columns swapped; a last row that is cut off."""
+    pictures = list(np.random.default_rng(0).integers(0, 256, (7, 8, 8, 3), dtype=np.uint8))
+    sheet = to_sheet(pictures, columns=3)
+    assert sheet.size == (24, 24)
+    back = from_sheet(sheet, 8)
+    assert np.array_equal(back[:7], pictures) and (np.array(back[7:]) == 255).all() and len(back) == 9
+    assert to_sheet(pictures[:2], columns=3).size == (16, 8)

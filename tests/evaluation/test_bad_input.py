@@ -9,10 +9,10 @@ from PIL import Image
 
 from seedx_lite.artifacts import check
 from seedx_lite.cli import main
-from seedx_lite.data.tokenizer import clip_tokenizer
+from seedx_lite.data.tokenizer import check_words, clip_tokenizer
 from seedx_lite.evaluation.scene_reader import read_picture
-from seedx_lite.evaluation.text_to_image import check_words, load_pipeline
 from seedx_lite.models.scene_reader import SceneReader
+from seedx_lite.pipelines.text_to_image import load_pipeline
 from seedx_lite.presets import load_preset
 from seedx_lite.training.reader import reader
 from seedx_lite.world.language import canonical_caption
@@ -62,12 +62,12 @@ def test_half_a_picture(smoke, tmp_path, capsys):
 @pytest.mark.parametrize("size", [(0, 8), (8, 0), (500, 2)])
 def test_empty_and_elongated_pictures(smoke, size):
     with pytest.raises(ValueError, match=f"a picture of {size[0]}x{size[1]} px"):
-        read_picture(SceneReader.from_pretrained(smoke), Image.new("RGB", size))
+        read_picture(SceneReader.from_pretrained(smoke), Image.new("RGB", size), 64)
 
 
 @pytest.mark.parametrize(("size", "read_as"), [((64, 64), (64, 64)), ((999, 333), (192, 64)), ((10, 12), (64, 80))])
 def test_pictures_of_any_size(smoke, size, read_as):
-    scene = read_picture(SceneReader.from_pretrained(smoke), Image.new("L", size, 200))
+    scene = read_picture(SceneReader.from_pretrained(smoke), Image.new("L", size, 200), 64)
     assert (scene.width, scene.height) == read_as
 
 

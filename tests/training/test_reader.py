@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from seedx_lite.data.drawn import draw_scenes, scenes
 from seedx_lite.evaluation.scene_reader import read_scenes
@@ -39,5 +41,8 @@ def test_truth_table_tells_each_thing():
 def test_smoke_reader_reads(tmp_path, train):
     folder = train(load_preset("smoke"), runs=tmp_path)
     model = SceneReader.from_pretrained(folder)
+    kept = load_file(folder / "model.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in model.state_dict().items())
+    assert model.config["backbone"] == {reader: "convolution", reader_2: "transformer"}[train]
     assert len(read_scenes(model, draw_scenes("test", 3, size=(32, 32)).pictures)) == 3
     assert folder.name == f"{train.__name__}-seed0"

@@ -1,0 +1,58 @@
+"""Pictures from captions by a `StableDiffusionXLPipeline` of plain diffusers, each with noise of its own."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from seedx_lite.artifacts import MANIFEST, check
+from seedx_lite.data.tokenizer import check_words
+from seedx_lite.models.precision import quick_sampling
+
+STEPS, GUIDANCE = 25, 3.0
+
+
+def load_pipeline(folder: str | Path):
+    """The folder as plain diffusers opens it, in float32, silent. Raises FileNotFoundError or ValueError that names
+    the file if one of an artifact's is missing or damaged."""
+    from diffusers import StableDiffusionXLPipeline
+
+    if Path(folder, MANIFEST).is_file():  # else it is not ours, and diffusers judges it
+        check(Path(folder))
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw_captions(
+    pipe,
+    captions: Sequence[str],
+    seed: int = 0,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    batch: int = 32,
+    quick: bool = False,
+) -> list[np.ndarray]:
+    """A picture uint8 [H, W, 3] for each caption; its noise depends on its position in the list and `seed` only.
+
+    quick: in bf16 where the device has units for it, see `quick_sampling`; else in float32, as machines agree best.
+    Raises ValueError for a caption that is too long, or with words that the tokenizer does not know, naming them.
+    """
+    check_words(pipe.tokenizer, captions)
+    longest = pipe.tokenizer.model_max_length
+    for caption in captions:
+        if (count := len(pipe.tokenizer(caption, verbose=False).input_ids)) > longest:
+            raise ValueError(f"a caption of {count} tokens, expected {longest} at most: {caption!r:.80}")
+    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
+    pictures: list[np.ndarray] = []
+    for start in tqdm(range(0, len(captions), batch), desc="pictures from captions", disable=len(captions) <= batch):
+        part = list(captions[start : start + batch])
+        numbers = range(start, start + len(part))
+        generators = [torch.Generator().manual_seed(1_000_000 * seed + number) for number in numbers]
+        settings = {"height": size, "width": size, "num_inference_steps": steps, "guidance_scale": guidance}
+        with quick_sampling(pipe.device) if quick else nullcontext():
+            pictures += [np.asarray(image) for image in pipe(part, generator=generators, **settings).images]
+    return pictures
