@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from seedx_lite.artifacts import project_path, read_manifest
+from seedx_lite.evaluation.records import load_record
 
 ABOUT = {
     "vit": (
         "Visual tokenizer with text encoders",
-        "Turns a picture of 64 px into 256 visual embeddings; the text encoders match captions with them.",
+        "Turns a picture into visual embeddings; the text encoders match captions with them.",
         'VisionTransformerWithAttnPool.from_pretrained("{folder}")  # seedx_lite.models.vit',
         "It has seen this world only. Small parts, and places once tokens are averaged, are told less surely.",
     ),
@@ -17,7 +18,7 @@ ABOUT = {
         "Text to image, and the VAE",
         "An SDXL-type pipeline: two CLIP text encoders, U-Net, VAE. Plain diffusers opens it.",
         'StableDiffusionXLPipeline.from_pretrained("{folder}")  # diffusers; this package is not needed',
-        "It knows the words of `world/language.py` and no others, and draws 64 px.",
+        "It knows the words of `world/language.py` and no others.",
     ),
     "llama": (
         "Language model of the world's language",
@@ -29,7 +30,7 @@ ABOUT = {
         "Scene reader",
         "Reads a picture back into a scene: the instrument by which pictures are measured.",
         'SceneReader.from_pretrained("{folder}")  # seedx_lite.models.scene_reader',
-        "It finds one of its eight kinds in anything. Outside this world its readings mean nothing.",
+        "It knows the eight kinds of this world. Of other pictures its readings mean nothing.",
     ),
     "reader_2": (
         "Second scene reader",
@@ -47,7 +48,7 @@ ABOUT = {
 RECORDS = {  # stage: record and its entries that a card shows
     "vit": ("vit", ("retrieval", "reading")),
     "sdxl": ("text_to_image", ("test", "composition")),
-    "llama": ("llama", ("full", "grounded")),
+    "llama": ("llama", ("full",)),
     "reader": ("reader", ("reader",)),
     "reader_2": ("reader", ("reader_2",)),
     "detokenizer-stage1": ("detokenizer_stage1", ("summary",)),
@@ -55,8 +56,9 @@ RECORDS = {  # stage: record and its entries that a card shows
 SHOWN = ("f1", "colour", "pose", "background", "position_error")
 
 
-def write_card(folder: Path, results: str | Path = "data_samples/results") -> Path:
-    """Writes README.md of a shipped artifact and returns its path. Raises KeyError for a stage without a text here."""
+def write_card(folder: Path, runs: str | Path = "runs") -> Path:
+    """Writes README.md of a shipped artifact and returns its path; with the numbers of its record, if that is of these
+    very weights. Raises KeyError for a stage without a text here."""
     about = read_manifest(folder)
     title, what, opens, limits = ABOUT[about["stage"]]
     shown = (
@@ -81,10 +83,9 @@ def write_card(folder: Path, results: str | Path = "data_samples/results") -> Pa
         lines.append(f"| {run['title']} | {steps:,} | {run['samples']:,} | {minutes:.1f} | {where} |")
     lines += ["", f"Preset `{about['preset']}`, seed {about['seed']}, id `{about['id']}`, weights in float16.", ""]
     name, entries = RECORDS[about["stage"]]
-    record = project_path(results) / f"{name}.json"
-    if record.is_file():
-        lines += [f"Measured on held-out scenes (`{record.name}` has the rest, with intervals):", ""]
-        stored = json.loads(record.read_text())
+    stored = load_record(name, about["preset"], about["seed"], runs)
+    if stored and stored["artifacts"].get(about["stage"], stored["artifacts"].get("adapter")) == about["id"]:
+        lines += [f"Measured on pictures that its training did not see (record `{name}`, with intervals):", ""]
         lines += [line for entry in entries if entry in stored for line in _numbers(stored[entry], entry)] + [""]
     lines += [
         f"**Limits.** {limits}",

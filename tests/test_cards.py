@@ -2,10 +2,11 @@
 
 import json
 
-from seedx_lite.artifacts import check, ship
+from seedx_lite.artifacts import check, read_manifest, ship
 from seedx_lite.cards import ABOUT, RECORDS, write_card
 from seedx_lite.cli import TRAININGS
 from seedx_lite.doctor import STAGES
+from seedx_lite.evaluation.records import save_record
 from seedx_lite.presets import load_preset
 from seedx_lite.training.reader import reader
 
@@ -19,9 +20,12 @@ def test_every_shipped_stage_has_a_card():
 def test_a_card_tells_what_was_measured(tmp_path):
     reader(load_preset("smoke"), runs=tmp_path / "runs")
     (folder,) = ship("smoke", ["reader"], runs=tmp_path / "runs", shipped=tmp_path / "shipped")
-    told = {"renders": {"f1": {"mean": 0.875, "low": 0.8, "high": 0.9}}}
-    (tmp_path / "reader.json").write_text(json.dumps({"reader": told}))
-    card = write_card(folder, tmp_path).read_text()
+    told = {"reader": {"renders": {"f1": {"mean": 0.875, "low": 0.8, "high": 0.9}}}, "preset": "smoke", "seed": 0}
+    told |= {"tolerance": 0.1, "artifacts": {"reader": "of others"}}
+    save_record("reader", told, tmp_path / "runs")
+    assert "0.875" not in write_card(folder, tmp_path / "runs").read_text()
+    save_record("reader", told | {"artifacts": {"reader": read_manifest(folder)["id"]}}, tmp_path / "runs")
+    card = write_card(folder, tmp_path / "runs").read_text()
     training = json.loads((folder / "training.json").read_text())
     assert card.startswith("# Scene reader") and "- reader, renders: f1 0.875" in card
     assert f"| {training['samples']:,} |" in card

@@ -24,7 +24,7 @@ from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
 from .reconstruction import Target, held_out, judge, nearest_pictures, reconstruct
 from .records import save_record
-from .statistics import interval, mean_differences
+from .statistics import interval, mean_differences, paired
 
 RECORD = "detokenizer_stage1"
 STEPS, GUIDANCE = 25, 2.0
@@ -50,9 +50,9 @@ def evaluate(
     pipe = DetokenizerPipeline.from_artifacts(**folders)
     targets = held_out(preset, min(count, preset.data.test_scenes))
     pictures = [target.picture for target in targets]
-    size, grid = (preset.image_size, preset.image_size), round(preset.vit.n_queries**0.5)
+    grid = round(preset.vit.n_queries**0.5)
     cache = project_path(runs) / "cache"
-    training = draw_scenes("train", preset.data.train_scenes, "narrow", size, grid, cache).pictures
+    training = draw_scenes("train", preset.data.train_scenes, "narrow", preset.size, grid, cache).pictures
     mean = training.mean(0).round().astype(np.uint8)
     nearest = nearest_pictures(pipe, pictures, training)
     numbers = {
@@ -74,8 +74,7 @@ def evaluate(
         "numbers": numbers,
         "summary": {name: {metric: interval(v) for metric, v in n.items()} for name, n in numbers.items()},
         "differences": {
-            name: {m: interval(np.subtract(numbers["ours"][m], v)) for m, v in numbers[name].items()}
-            for name in BASELINES
+            name: {m: paired(numbers["ours"][m], v) for m, v in numbers[name].items()} for name in BASELINES
         },
         "tolerance": measure_tolerance(pipe, targets[:RECOMPUTED], numbers["ours"], seed),
         "sweep": guidance_and_steps_sweep(pipe, preset),

@@ -20,6 +20,8 @@ def psnr(picture: np.ndarray, other: np.ndarray) -> float:
 def ssim(picture: np.ndarray, other: np.ndarray) -> float:
     """Structural similarity (Gaussian window of 11 px, σ 1.5), by torchmetrics: 1 for equal pictures. Raises ValueError
     for unequal sizes, or a side below 11 px."""
+    if min(picture.shape[:2]) < 11:
+        raise ValueError(f"SSIM: sides of at least 11 px expected, got {picture.shape[1]}x{picture.shape[0]}")
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     return float(structural_similarity_index_measure(*_pair(picture, other), data_range=255.0))
@@ -29,6 +31,8 @@ def _pair(*pictures: np.ndarray) -> tuple[torch.Tensor, ...]:
     shapes = [picture.shape for picture in pictures]
     if shapes[0] != shapes[1] or len(shapes[0]) != 3:
         raise ValueError(f"two pictures [H, W, 3] of one size expected, got {shapes[0]} and {shapes[1]}")
+    if any(picture.dtype != np.uint8 for picture in pictures):
+        raise ValueError(f"pictures in uint8 expected, got {' and '.join(str(p.dtype) for p in pictures)}")
     return tuple(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].double() for picture in pictures)
 
 

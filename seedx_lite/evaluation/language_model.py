@@ -1,11 +1,12 @@
 """How close the language model comes to the grammar that made its texts.
 
 The generator's own log-probability of a text is the best that any model could reach on average. It has two parts: how
-likely a scene of such content is (no formula: things that find no room are drawn again, so it is counted over draws of
-the geometry), and how likely its wording is (`Choices` counts). A model is judged by
-exp(its cross-entropy per token - the generator's), 1 at best.
+likely a scene of such content is (no formula: things that find no room are drawn again, so the geometry is drawn until
+such scenes have come up), and how likely its wording is (`Choices` counts). A model is judged by
+exp(its cross-entropy per token - the generator's), on average 1 at best where the caption tells all that is scored.
 """
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -25,29 +26,37 @@ from seedx_lite.world.scene import COLOURS, GROUNDS, KINDS, SKIES, Scene, place_
 from .records import save_record
 from .statistics import interval
 
-SCENES, DRAWS = 512, 400  # of the record, and of the geometry for each of them
+SCENES, HITS = 512, 4  # of the record, and how often such a geometry has to come up for each of them
+MOST_DRAWS = 1_000_000
+FIRST = 12  # texts whose perplexity is stored apart, to be checked again
 PLAIN = {"sky": "day", "ground": "grass"}  # neither changes what fits where
 
 
-def log_probability_of_content(scene: Scene, draws: int = DRAWS, seed: int = 0, places: bool = True) -> float:
-    """Of what a full caption says, in nats; `places=False`: of the things in any order and place.
+def log_probability_of_content(scene: Scene, hits: int = HITS, seed: int = 0, places: bool = True) -> float:
+    """An estimate without bias of that of what a full caption says, in nats; `places=False`: of the things in any order
+    and place.
 
-    The share of `draws` of the geometry that end in such a scene is counted. Splits are not told apart, since no model
-    can know a hash; combinations that are held out have no probability.
+    The geometry is drawn until `hits` draws end in such a scene. If that is so at draw K, the sum of -1/k for k from
+    `hits` to K - 1 is log of the chance of a hit on average (inverse binomial sampling); the log of a counted share is
+    not. Splits are not told apart, since no model can know a hash; combinations that are held out have no probability.
+    Raises ValueError for a scene that a million draws do not bring up.
     """
     rng, things = np.random.default_rng(seed), scene.from_left
     wanted = [(t.kind, t.pose, t.place) if places else (t.kind, t.pose) for t in things]
-    hits = 0
-    for _ in range(draws):
+    chance, found = 0.0, 0
+    for draw in range(1, MOST_DRAWS + 1):
         drawn = _place(rng, [things[i].kind for i in rng.permutation(len(things))])
-        if drawn:
-            got = [(t.kind, t.pose, t.place) if places else (t.kind, t.pose) for t in drawn.from_left]
-            hits += got == wanted if places else Counter(got) == Counter(wanted)
-    share = max(hits, 0.5) / draws
+        got = [(t.kind, t.pose, t.place) if places else (t.kind, t.pose) for t in drawn.from_left] if drawn else None
+        found += got is not None and (got == wanted if places else Counter(got) == Counter(wanted))
+        if found == hits:
+            break
+        chance -= 1 / draw if draw >= hits else 0
+    else:
+        raise ValueError(f"{wanted}: {found} of {MOST_DRAWS:,} draws of the narrow mix gave it, expected {hits}")
     kinds = Counter(thing.kind for thing in things)
     orders = math.factorial(len(things)) / math.prod(map(math.factorial, kinds.values())) if places else 1
     each = -len(things) * math.log(len(KINDS) * len(COLOURS))
-    return math.log(orders * share) + each - math.log(3 * len(SKIES) * len(GROUNDS)) - math.log(_accepted())
+    return math.log(orders) + chance + each - math.log(3 * len(SKIES) * len(GROUNDS)) - math.log(_accepted())
 
 
 def _place(rng: np.random.Generator, kinds: Sequence[str]) -> Scene | None:
@@ -80,19 +89,19 @@ def cross_entropies(model, tokenizer, texts: Sequence[str], batch: int = 64) -> 
 
 
 def perplexity_ratio(
-    model, tokenizer, form: str, count: int, draws: int = DRAWS, split: str = "test"
+    model, tokenizer, form: str, count: int, hits: int = HITS, split: str = "test"
 ) -> dict[str, float]:
     """exp(cross-entropy per token - the generator's) on `count` held-out texts, with the ends of its 95 % interval.
 
     form: `full`, or `grounded`, of which only the words count. There a ratio below 1 is possible: boxes tell something
     of the words that follow them (of three things each is drawn smaller), and the generator's number leaves that out.
-    Also `perplexity` of the model and `generator_perplexity`.
+    Also `perplexity` of the model, `first_perplexity` on the first texts, and `generator_perplexity`.
     """
     texts, best = [], []
-    for index in tqdm(range(count), desc=f"{form} captions", disable=count * draws < 20_000):
+    for index in tqdm(range(count), desc=f"{form} captions", disable=count < 50):
         scene, choose = sample_scene(index, split), Choices(index)
         texts.append(scene_document(form, scene, choose))
-        content = log_probability_of_content(scene, draws, index, places=form == "full")
+        content = log_probability_of_content(scene, hits, index, places=form == "full")
         best.append(-content - choose.log_probability - math.log(SHARES[form]))
     losses = cross_entropies(model, tokenizer, texts)
     words = np.array([np.isfinite(row).sum() for row in losses])
@@ -100,12 +109,14 @@ def perplexity_ratio(
     gap = interval(excess / words.mean())  # per token
     ours = sum(np.nansum(row) for row in losses) / words.sum()
     result = {"ratio": math.exp(gap["mean"]), "low": math.exp(gap["low"]), "high": math.exp(gap["high"])}
-    result |= {"perplexity": math.exp(ours), "generator_perplexity": math.exp(sum(best) / words.sum())}
-    return result
+    first = math.exp(np.nanmean(np.concatenate(losses[:FIRST])))
+    result |= {"perplexity": math.exp(ours), "first_perplexity": first}
+    return result | {"generator_perplexity": math.exp(sum(best) / words.sum())}
 
 
-def llama_report(folder: str | Path, count: int = SCENES, draws: int = DRAWS) -> dict[str, Any]:
-    """The numbers of the language model on held-out texts."""
+def llama_report(folder: str | Path, count: int = SCENES, hits: int = HITS) -> dict[str, Any]:
+    """The numbers of the language model on held-out texts, and their `tolerance`: three times the change of any when
+    64 texts of each form are read again in float64, and at least .001."""
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -115,10 +126,20 @@ def llama_report(folder: str | Path, count: int = SCENES, draws: int = DRAWS) ->
         "seed": about["seed"],
         "artifacts": {"llama": about["id"]},
         "scenes": count,
-        "draws": draws,
-        **{form: perplexity_ratio(model, tokenizer, form, count, draws) for form in ("full", "grounded")},
-        "tolerance": 0.005,
+        "hits": hits,
+        **{form: perplexity_ratio(model, tokenizer, form, count, hits) for form in ("full", "grounded")},
+        "tolerance": max(0.001, 3 * _change_in_float64(model, tokenizer)),
     }
+
+
+def _change_in_float64(model, tokenizer, count: int = 64) -> float:
+    """By how much the perplexity of some texts changes, at most."""
+    changes = []
+    for form in ("full", "grounded"):
+        texts = [scene_document(form, sample_scene(index, "test"), Choices(index)) for index in range(count)]
+        one, other = (cross_entropies(each, tokenizer, texts) for each in (model, copy.deepcopy(model).double()))
+        changes.append(abs(math.exp(np.nanmean(np.concatenate(one))) - math.exp(np.nanmean(np.concatenate(other)))))
+    return max(changes)
 
 
 def evaluate(folder: str | Path, runs: str | Path = "runs") -> Path:

@@ -79,11 +79,9 @@ def _parts(picture: np.ndarray, truth: Truth) -> Iterator[Part]:
             mask = truth.parts[PARTS.index(name)] & thing
             if np.count_nonzero(mask) < LEAST_PART:
                 continue
-            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))  # a pixel more on each side:
-            box = np.array(
-                [columns[0] - 1, rows[0] - 1, columns[-1] + 2, rows[-1] + 2], dtype=float
-            )  # and a pixel more
-            window = _grown(box, mask.shape)
+            rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            low, high = np.array([columns[0], rows[0]]), np.array([columns[-1], rows[-1]])
+            window = _grown(np.concatenate([low - 1.0, high + 2.0]), mask.shape)  # a pixel more on each side
             yield Part(mask, window, main_colours(picture[mask]), main_colours(picture[window & ~mask]))
 
 
@@ -163,7 +161,7 @@ def judge(targets: Sequence[Target], pictures: Sequence[np.ndarray]) -> dict[str
 
 def held_out(preset: Preset, count: int, split: str = "test") -> list[Target]:
     """The first `count` scenes of a split, drawn, with what they are judged by."""
-    chosen = scenes(split, count, "narrow", (preset.image_size, preset.image_size))
+    chosen = scenes(split, count, "narrow", preset.size)
     return [Target.of(scene) for scene in tqdm(chosen, desc=f"{split} scenes", disable=count < 64)]
 
 

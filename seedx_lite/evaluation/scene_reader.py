@@ -1,7 +1,7 @@
 """Reading a picture back into a `Scene`, and comparing that with the scene it should show.
 
-The reader errs, too. What it reports on real renders, on combinations of kind and colour that it never saw, and on VAE
-round trips is stored in its record, and no picture of a model can be told to be better than these ceilings.
+The reader errs, too. What it reports on real renders, on combinations of kind and colour that no model of the book is
+shown, and on VAE round trips is stored in its record, by the same rules, and printed beside what it says of models.
 
 A match: the same kind, centres within `MATCH` of the width, one to one (the most matches, then the closest). Of a
 picture that was drawn from words, which tell a place as left, middle or right, no more can be asked: there a match is
@@ -62,9 +62,9 @@ def read_scenes(reader: SceneReader, pictures: Sequence[np.ndarray], threshold: 
     return [scene for part in _outputs(reader, pictures) for scene in decode(part, reader.config, threshold)]
 
 
-def read_picture(reader: SceneReader, image: Image.Image, side: int = 64) -> Scene:
-    """What the reader sees in a picture of any size: the shorter side is scaled to `side` px, as large as the things of
-    the world are drawn, and both to multiples of 8. Raises ValueError for an empty or a very elongated picture."""
+def read_picture(reader: SceneReader, image: Image.Image, side: int) -> Scene:
+    """What the reader sees in a picture of any size: the shorter side is scaled to `side` px, as in the pictures of its
+    training, and both to multiples of 8. Raises ValueError for an empty or a very elongated picture."""
     shortest, longest = min(image.size), max(image.size)
     if not shortest or longest > 16 * shortest:
         size = f"{image.width}x{image.height} px"
@@ -81,7 +81,7 @@ def picture_features(reader: SceneReader, pictures: Sequence[np.ndarray]) -> np.
     """One unit vector for each picture, from the last layer of the reader: float32 [K, 2·D]. For measures of diversity;
     pictures are as for `read_scenes`."""
     parts = _outputs(reader, pictures, lambda images: reader.features(images)[1])
-    return F.normalize(torch.cat(list(parts)).float(), dim=1).numpy()
+    return F.normalize(torch.cat(list(parts)).float(), dim=1).cpu().numpy()
 
 
 def _outputs(reader: SceneReader, pictures: Sequence[np.ndarray], function: Callable | None = None):
@@ -170,6 +170,11 @@ def compare(scene: Scene, read: Scene, by_place: bool = False) -> Comparison:
     )
 
 
+def compare_all(scenes: Sequence[Scene], readings: Sequence[Scene], by_place: bool = False) -> list[Comparison]:
+    """`compare` of each scene with its reading. Raises ValueError if there are not as many."""
+    return [compare(scene, read, by_place) for scene, read in zip(scenes, readings, strict=True)]
+
+
 def _items(scene: Scene, read: Scene) -> dict[str, bool]:
     """Items like those of GenEval (arXiv 2310.11513), asked wherever the scene has what they ask for.
 
@@ -197,7 +202,7 @@ def summarise(comparisons: Sequence[Comparison], seed: int = 0) -> dict[str, dic
     """Means over scenes with 95 % bootstrap intervals.
 
     `f1`, `sky`, `ground`, `background` (both right), items: shares of scenes. `colour`, and among people `pose`: shares
-    of matched things. `position_error`: of matched things, in widths. `matched_colour`: F1 that counts only
+    of matched things. `position_error`: of matched things, in widths. `coloured_f1`: F1 that counts only
     things whose colour is right, too. What the scenes never ask for is left out.
     """
     parts = {
@@ -218,7 +223,7 @@ def summarise(comparisons: Sequence[Comparison], seed: int = 0) -> dict[str, dic
 def disagreement(first: Sequence[Scene], second: Sequence[Scene]) -> dict[str, float]:
     """How often two readings of the same pictures differ: shares of `things` that have no match, of `colour` and `pose`
     among those that have one, of `background`; and of `pictures` with any such difference."""
-    pairs = [compare(one, other) for one, other in zip(first, second, strict=True)]
+    pairs = compare_all(first, second)
     things, matched = sum(c.true + c.read for c in pairs), sum(c.matched for c in pairs)
     return {
         "things": 1 - 2 * matched / max(1, things),

@@ -28,7 +28,8 @@ def paired(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
 def bootstrap(values: Sequence[tuple[float, float]], draws: int = 2000, seed: int = 0) -> dict[str, float]:
     """Σ part / Σ whole over samples of (part, whole), with the ends of its 95 % bootstrap interval (percentiles;
     samples are drawn with replacement). For a mean, every whole is 1; for a share of things, it is the number of things
-    in a picture.
+    in a picture. Where every part is its whole, or nothing, draws show no uncertainty: then the interval is that of
+    Clopper and Pearson, each sample with a whole being one trial.
 
     Raises ValueError if there are no samples, or the wholes sum to nothing.
     """
@@ -39,6 +40,11 @@ def bootstrap(values: Sequence[tuple[float, float]], draws: int = 2000, seed: in
     counts = np.random.default_rng(seed).multinomial(len(pairs), np.full(len(pairs), 1 / len(pairs)), draws)
     parts, wholes = (counts @ pairs).T  # [draws]
     low, high = np.percentile(parts[wholes > 0] / wholes[wholes > 0], (2.5, 97.5))
+    told = pairs[pairs[:, 1] > 0]
+    if part == whole and (told[:, 0] == told[:, 1]).all():
+        low = 0.025 ** (1 / len(told))
+    elif not told[:, 0].any():
+        high = 1 - 0.025 ** (1 / len(told))
     return {"mean": float(part / whole), "low": float(low), "high": float(high)}
 
 

@@ -1,71 +1,29 @@
 """Pictures of the text-to-image foundation, read back and compared with the scenes that their captions describe."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
-from seedx_lite.artifacts import MANIFEST, PROGRESS, check, read_manifest
+from seedx_lite.artifacts import PROGRESS, read_manifest
 from seedx_lite.data.drawn import scenes
+from seedx_lite.data.pictures import from_sheet, to_sheet
 from seedx_lite.models.scene_reader import SceneReader
+from seedx_lite.pipelines.text_to_image import GUIDANCE, STEPS, draw_captions, load_pipeline
 from seedx_lite.presets import Preset
 from seedx_lite.world.language import canonical_caption
-from .records import load_record, save_record
-from .scene_reader import compare, differs, disagreement, read_scenes, summarise
+from seedx_lite.world.scene import Scene
+from .records import save_record
+from .scene_reader import compare_all, differs, disagreement, read_scenes, summarise
 
 RECORD = "text_to_image"
-STEPS, GUIDANCE = 25, 3.0
 SCENES = 512  # of each split
 SHEET = 100  # pictures of the sheet that is looked at
-
-
-def load_pipeline(folder: str | Path):
-    """The folder as plain diffusers opens it, in float32, silent. Raises FileNotFoundError or ValueError that names
-    the file if one of an artifact's is missing or damaged."""
-    from diffusers import StableDiffusionXLPipeline
-
-    if Path(folder, MANIFEST).is_file():  # else it is not ours, and diffusers judges it
-        check(Path(folder))
-    pipe = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def draw_captions(
-    pipe, captions: Sequence[str], seed: int = 0, steps: int = STEPS, guidance: float = GUIDANCE, batch: int = 32
-) -> list[np.ndarray]:
-    """A picture uint8 [H, W, 3] for each caption; its noise depends on its position in the list and `seed` only.
-
-    Raises ValueError for a caption with words that the tokenizer does not know, naming them.
-    """
-    check_words(pipe.tokenizer, captions)
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
-    pictures: list[np.ndarray] = []
-    for start in tqdm(range(0, len(captions), batch), desc="pictures from captions", disable=len(captions) <= batch):
-        part = list(captions[start : start + batch])
-        numbers = range(start, start + len(part))
-        generators = [torch.Generator().manual_seed(1_000_000 * seed + number) for number in numbers]
-        drawn = pipe(
-            part, height=size, width=size, num_inference_steps=steps, guidance_scale=guidance, generator=generators
-        )
-        pictures += [np.asarray(image) for image in drawn.images]
-    return pictures
-
-
-def check_words(tokenizer, captions: Sequence[str]) -> None:
-    """Raises ValueError that names the words of a caption that the tokenizer does not know."""
-    from seedx_lite.world.language import words
-
-    for caption in captions:
-        if unknown := [w for w in words(caption) if tokenizer.convert_tokens_to_ids(w) == tokenizer.unk_token_id]:
-            raise ValueError(
-                f"caption {caption!r}: unknown words {', '.join(unknown)}; say it in the world's vocabulary"
-            )
+FIRST = 16  # captions that are drawn again to check a record
 
 
 def evaluate(
@@ -75,7 +33,6 @@ def evaluate(
     record `RECORD` and beside it the sheet of pictures (.png). Returns its path. folders: sdxl, reader, reader_2."""
     pipe = load_pipeline(folders["sdxl"])
     readers = {name: SceneReader.from_pretrained(folders[name]) for name in ("reader", "reader_2")}
-    size = (preset.image_size, preset.image_size)
     record: dict[str, Any] = {
         "preset": preset.name,
         "seed": seed,
@@ -83,57 +40,57 @@ def evaluate(
         "scenes": count,
         "steps": STEPS,
         "guidance": GUIDANCE,
-        "tolerance": 0.03,
     }
     for split in ("test", "composition"):
-        wanted = scenes(split, count, "narrow", size)
+        wanted = scenes(split, count, "narrow", preset.size)
         pictures = draw_captions(pipe, [canonical_caption(scene) for scene in wanted], seed)
         readings = {name: read_scenes(reader, pictures) for name, reader in readers.items()}
-        pairs = {name: zip(wanted, read, strict=True) for name, read in readings.items()}
-        compared = {name: [compare(*pair, by_place=True) for pair in each] for name, each in pairs.items()}
+        compared = {name: compare_all(wanted, read, by_place=True) for name, read in readings.items()}
         record[split] = {name: summarise(comparisons) for name, comparisons in compared.items()}
+        for told in record[split].values():
+            told.pop("position_error", None)  # captions tell thirds only
         record[split]["disagreement"] = disagreement(*readings.values())
         if split == "test":
             record["f1"] = [c.f1 for c in compared["reader"]]
-            differ = [differs(c) for c in map(compare, *readings.values())]
+            differ = [differs(c) for c in compare_all(*readings.values())]
             record["sheet"] = {"indices": list(range(min(SHEET, count))), "readers_differ": differ[:SHEET]}
             sheet = pictures[:SHEET]
+            record["tolerance"] = _tolerance(pipe, readers["reader"], wanted[:FIRST], record["f1"][:FIRST], seed)
     record["progress"] = progress(folders["sdxl"], readers["reader"], preset)
     path = save_record(RECORD, record, runs)
-    tile(sheet).save(path.with_suffix(".png"))
+    to_sheet(sheet).save(path.with_suffix(".png"))
     return path
+
+
+def _tolerance(pipe, reader: SceneReader, wanted: list[Scene], f1: list[float], seed: int) -> float:
+    """Three times the largest change of the mean F1 of the first pictures when nothing but arithmetic changes: the
+    number of threads, the size of a batch, bf16; at least .005."""
+    captions, usual, means = [canonical_caption(scene) for scene in wanted], torch.get_num_threads(), []
+
+    def again(**options: Any) -> None:
+        drawn = draw_captions(pipe, captions, seed, **options)
+        read = compare_all(wanted, read_scenes(reader, drawn), by_place=True)
+        means.append(np.mean([told.f1 for told in read]))
+
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        again()
+    torch.set_num_threads(usual)
+    again(batch=5)
+    again(quick=True)
+    return max(0.005, 3 * float(np.abs(np.array(means) - np.mean(f1)).max()))
 
 
 def progress(sdxl: Path, reader: SceneReader, preset: Preset) -> list[dict[str, Any]]:
     """The curve of the training: by samples seen, what the sheets that it drew on its way show of their captions."""
-    size, rows = preset.image_size, []
-    training = json.loads((sdxl / "unet" / "training.json").read_text())
+    files = [sdxl / "unet" / phase / "training.json" for phase in ("things", ".")]  # the first if there were two
+    parts, rows = [json.loads(file.read_text())["config"] for file in files if file.exists()], []
     for file in (sdxl / "unet").glob(PROGRESS):
-        pictures = untile(np.asarray(Image.open(file).convert("RGB")), size)
-        wanted = scenes("validation", min(len(pictures), preset.data.validation_scenes), "narrow", (size, size))
-        read = read_scenes(reader, pictures[: len(wanted)])
-        told = summarise([compare(*pair, by_place=True) for pair in zip(wanted, read, strict=True)])
+        pictures = from_sheet(Image.open(file), preset.image_size)
+        wanted = scenes("validation", min(len(pictures), preset.data.validation_scenes), "narrow", preset.size)
+        told = summarise(compare_all(wanted, read_scenes(reader, pictures[: len(wanted)]), by_place=True))
         steps = int(file.stem.removeprefix(PROGRESS.split("*")[0]))
-        rows.append({"steps": steps, "samples": steps * training["config"]["batch_size"], **told})
+        before = min(steps, parts[0]["steps"])
+        samples = before * parts[0]["batch_size"] + (steps - before) * parts[-1]["batch_size"]
+        rows.append({"steps": steps, "samples": samples, **told})
     return sorted(rows, key=lambda row: row["steps"])
-
-
-def untile(sheet: np.ndarray, size: int) -> list[np.ndarray]:
-    """The pictures [size, size, 3] of a sheet that is filled row by row."""
-    rows, columns = sheet.shape[0] // size, sheet.shape[1] // size
-    cells = sheet.reshape(rows, size, columns, size, 3).swapaxes(1, 2)
-    return list(cells.reshape(rows * columns, size, size, 3))
-
-
-def tile(pictures: Sequence[np.ndarray], columns: int = 20) -> Image.Image:
-    """Pictures side by side in rows, without gaps."""
-    rows = [list(pictures[start : start + columns]) for start in range(0, len(pictures), columns)]
-    rows[-1] += [np.full_like(pictures[0], 255)] * (columns - len(rows[-1])) if len(rows) > 1 else []
-    return Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows]))
-
-
-def ceilings(preset: str, seed: int = 0, runs: str | Path = "runs") -> dict[str, Any] | None:
-    """What the reader reports on true renders and on VAE round trips (record `reader`), to be printed beside any other
-    figure of its; None where that was not measured."""
-    record = load_record("reader", preset, seed, runs)
-    return record and {name: record["reader"][name] for name in ("renders", "composition", "vae")}

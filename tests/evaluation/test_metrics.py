@@ -31,6 +31,10 @@ def test_ssim_falls_from_one():
 def test_pictures_of_two_sizes_are_refused():
     with pytest.raises(ValueError, match="one size"):
         psnr(PICTURE, PICTURE[:16])
+    with pytest.raises(ValueError, match="uint8 expected, got uint8 and float64"):
+        psnr(PICTURE, PICTURE / 255)
+    with pytest.raises(ValueError, match="at least 11 px expected, got 32x10"):
+        ssim(PICTURE[:10], PICTURE[:10])
 
 
 def test_overlaps():
@@ -81,6 +85,14 @@ def test_bootstrap_of_a_mean_is_near_the_t_interval():
 def test_bootstrap_of_a_ratio_resamples_pictures():
     """Bug: parts and wholes resampled apart, or the mean of ratios in place of the ratio of sums."""
     assert bootstrap([(1, 1), (0, 3)] * 50)["mean"] == pytest.approx(0.25)
-    assert bootstrap([(2, 2)] * 9) == {"mean": 1, "low": 1, "high": 1}
+    told = bootstrap([(1, 2), (3, 6)] * 50)
+    assert list(told.values()) == pytest.approx([0.5] * 3)
     with pytest.raises(ValueError, match="nothing to average"):
         bootstrap([(0, 0)])
+
+
+def test_all_right_is_not_certain():
+    """Bug: an interval without width, as all draws of a bootstrap from equal samples are equal."""
+    exact = stats.binomtest(9, 9).proportion_ci(method="exact").low
+    assert bootstrap([(2, 2)] * 9 + [(0, 0)]) == pytest.approx({"mean": 1, "low": exact, "high": 1})
+    assert bootstrap([(0, 1)] * 9) == pytest.approx({"mean": 0, "low": 0, "high": 1 - exact})

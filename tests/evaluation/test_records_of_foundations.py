@@ -1,0 +1,83 @@
+"""Records of the foundations, from nothing to the file, at the size of a test."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seedx_lite.artifacts import read_manifest
+from seedx_lite.bench import measure_sampling
+from seedx_lite.evaluation import calibration, language_model, text_to_image
+from seedx_lite.pipelines.text_to_image import draw_captions, load_pipeline
+from seedx_lite.presets import load_preset
+from seedx_lite.training.detokenizer import stage1
+from seedx_lite.training.foundations import sdxl
+from seedx_lite.training.llama import llama
+from seedx_lite.training.reader import reader, reader_2
+from seedx_lite.training.vit import vit
+
+SMOKE = load_preset("smoke")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder in which all of `smoke` is trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    for stage in (vit, sdxl, llama, reader, reader_2, stage1):
+        stage(SMOKE, runs=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(runs):
+    return {name: runs / "smoke" / f"{name}-seed0" for name in ("sdxl", "reader", "reader_2")}
+
+
+def test_calibration(runs, folders, monkeypatch):
+    """Bugs: a set of pictures that is compared with the scenes of another; a ceiling by one rule only."""
+    monkeypatch.setattr(calibration, "FIRST", 4)
+    record = calibration.calibrate(SMOKE, folders, count=6)
+    sets = {"renders", "broad", "composition", "vae"}
+    for told in (record, record["by_place"]):
+        assert set(told["reader"]) == set(told["reader_2"]) == sets
+    assert set(record["disagreement"]) == sets and record["tolerance"] >= 0.002
+    assert record["artifacts"] == {name: read_manifest(folder)["id"] for name, folder in folders.items()}
+
+
+def test_text_to_image_record(runs, folders):
+    """Bugs: a sheet that is not of the record's pictures; samples of two phases added wrongly."""
+    path = text_to_image.evaluate(SMOKE, folders, count=4, runs=runs)
+    record = json.loads(path.read_text())
+    assert len(record["f1"]) == 4 and "position_error" not in record["test"]["reader"]
+    with Image.open(path.with_suffix(".png")) as sheet:
+        assert sheet.size == (4 * 32, 32)
+    steps = [row["steps"] for row in record["progress"]]
+    assert steps == [1, 3, 6, 7, 9, 12] and [row["samples"] for row in record["progress"]] == [4 * s for s in steps]
+
+
+def test_noise_depends_on_place_and_seed_alone(folders):
+    """Bugs: a picture that changes with its batch; one noise for all; bf16 that draws something else."""
+    pipe, caption = load_pipeline(folders["sdxl"]), "a red cat on the left, on grass by day"
+    three = draw_captions(pipe, [caption] * 3, steps=2)
+    assert not np.array_equal(three[0], three[1])
+    for option in ({"batch": 2}, {"quick": True}):
+        again = np.stack(draw_captions(pipe, [caption] * 3, steps=2, **option)).astype(int)
+        assert np.abs(again - np.stack(three)).mean() < (1 if "batch" in option else 4)
+    assert not np.array_equal(draw_captions(pipe, [caption], seed=1, steps=2)[0], three[0])
+    with pytest.raises(ValueError, match="a caption of 101 tokens, expected 80 at most: 'a red cat on"):
+        draw_captions(pipe, [" ".join([caption] * 9)])
+
+
+def test_language_model_record(runs):
+    record = language_model.llama_report(runs / "smoke" / "llama-seed0", count=14, hits=1)
+    assert record["full"]["ratio"] > 1 and record["full"]["low"] < record["full"]["ratio"] < record["full"]["high"]
+    assert 0.001 <= record["tolerance"] < 1
+
+
+def test_sampling_is_timed_with_what_is_there(runs, tmp_path, capsys):
+    """Bug: a benchmark that trains for hours what it wants to draw with."""
+    assert measure_sampling("smoke", [], 0, str(tmp_path)) == {} and "vit, sdxl" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+    timed = measure_sampling("smoke", [], 0, str(runs))
+    assert len(timed) == 6 and min(timed.values()) > 0
