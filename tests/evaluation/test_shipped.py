@@ -54,7 +54,7 @@ def test_shipped_language_model_is_close_to_the_grammar():
     assert first() == pytest.approx(record["full"]["first_perplexity"], abs=record["tolerance"])
     with torch.no_grad():
         values = model.model.layers[0].mlp.down_proj.weight
-        values += 0.3 * values.std() * torch.randn(values.shape, generator=torch.Generator().manual_seed(0))
+        values += 3 * values.std() * torch.randn(values.shape, generator=torch.Generator().manual_seed(0))
     assert abs(first() - record["full"]["first_perplexity"]) > record["tolerance"]
 
 
