@@ -60,7 +60,7 @@ def ensure(
     request = {"config": json.loads(json.dumps(config)), "upstream": dict(map(_upstream_id, upstream))}
     target = project_path(runs) / preset / f"{stage}-seed{seed}"
     work = target.with_name(f"{target.name}.work")
-    places = [target] if seed else [target, project_path(shipped) / preset / stage]
+    places = _places(stage, preset, seed, runs, shipped)
     if int(os.environ.get("RANK", "0")):  # the main process decides for all
         if found := _tell():
             return found
@@ -94,12 +94,7 @@ def ensure(
 
 def find(stage: str, preset: str, seed: int = 0, runs: str | Path = RUNS, shipped: str | Path = SHIPPED) -> Path | None:
     """The checked folder of a finished artifact, whatever it was made with; None if there is none. Nothing is built."""
-    places = [project_path(runs) / preset / f"{stage}-seed{seed}"]
-    places += [project_path(shipped) / preset / stage] * (seed == 0)
-    path = next((place for place in places if place.exists()), None)
-    if path:
-        check(path)
-    return path
+    return _find(_places(stage, preset, seed, runs, shipped))
 
 
 def ship(
@@ -188,10 +183,16 @@ def project_path(path: str | Path) -> Path:
     return next(roots, here) / path
 
 
-def _find(places: list[Path], request: dict[str, Any]) -> Path | None:
-    """The first folder that exists, checked."""
+def _places(stage: str, preset: str, seed: int, runs: str | Path, shipped: str | Path) -> list[Path]:
+    """Where an artifact may be, the one made here first."""
+    made, came = project_path(runs) / preset / f"{stage}-seed{seed}", project_path(shipped) / preset / stage
+    return [made] if seed else [made, came]
+
+
+def _find(places: list[Path], request: dict[str, Any] | None = None) -> Path | None:
+    """The first folder that exists, checked, also against a request."""
     path = next((place for place in places if place.exists()), None)
-    if path and (differences := _differences(read_manifest(path), request)):
+    if path and request and (differences := _differences(read_manifest(path), request)):
         remedy = "Pass retrain=True or delete the folder to build it anew, or take another seed or preset name."
         raise ValueError(f"{path} was made with another configuration ({differences}). {remedy}")
     if path:

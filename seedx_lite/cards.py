@@ -84,7 +84,7 @@ def write_card(folder: Path, runs: str | Path = "runs") -> Path:
     lines += ["", f"Preset `{about['preset']}`, seed {about['seed']}, id `{about['id']}`, weights in float16.", ""]
     name, entries = RECORDS[about["stage"]]
     stored = load_record(name, about["preset"], about["seed"], runs)
-    if stored and stored["artifacts"].get(about["stage"], stored["artifacts"].get("adapter")) == about["id"]:
+    if stored and about["id"] in stored["artifacts"].values():
         lines += [f"Measured on pictures that its training did not see (record `{name}`, with intervals):", ""]
         lines += [line for entry in entries if entry in stored for line in _numbers(stored[entry], entry)] + [""]
     lines += [

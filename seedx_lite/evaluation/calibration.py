@@ -20,7 +20,7 @@ from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.presets import Preset
 from seedx_lite.world.scene import Scene
 from .images import psnr
-from .records import save_record
+from .records import on_threads, save_record
 from .scene_reader import compare_all, disagreement, read_scenes, summarise
 from .statistics import interval
 
@@ -67,12 +67,8 @@ def _repeats(reader: SceneReader, wanted: list[Scene], pictures: np.ndarray) -> 
         told = summarise(compare_all(wanted, read_scenes(reader, pictures)))
         return {metric: value["mean"] for metric, value in told.items()}
 
-    first, usual, repeats = means(reader), torch.get_num_threads(), []
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        repeats.append(means(reader))
-    torch.set_num_threads(usual)
-    return first, [*repeats, means(copy.deepcopy(reader).half().float())]
+    repeats = on_threads(lambda: means(reader)).values()
+    return means(reader), [*repeats, means(copy.deepcopy(reader).half().float())]
 
 
 def _thresholds(reader: SceneReader, preset: Preset, count: int) -> dict[str, float]:

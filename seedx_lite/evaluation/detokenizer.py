@@ -23,7 +23,7 @@ from seedx_lite.models.detokenizer import condition
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
 from .reconstruction import Target, held_out, judge, nearest_pictures, reconstruct
-from .records import save_record
+from .records import on_threads, save_record
 from .statistics import interval, mean_differences, paired
 
 RECORD = "detokenizer_stage1"
@@ -111,11 +111,7 @@ def measure_tolerance(
     def repeat(pipe: DetokenizerPipeline, **kwargs: Any) -> dict[str, float]:
         return mean_differences(reference, _redrawn(pipe, targets, STEPS, GUIDANCE, seed, **kwargs))
 
-    repeats, usual = {}, torch.get_num_threads()
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        repeats[f"threads {count}"] = repeat(pipe)
-    torch.set_num_threads(usual)
+    repeats = on_threads(lambda: repeat(pipe))
     repeats["batches of 5"] = repeat(pipe, batch_size=5)
     repeats["float64"] = repeat(copy.deepcopy(pipe).to(torch.float64))
     repeats["float16 weights"] = repeat(copy.deepcopy(pipe).to(torch.float16).to(torch.float32))

@@ -10,7 +10,7 @@ and a `tolerance`, one or one per metric: by how much they may differ when nothi
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,18 @@ def ship_records(runs: str | Path = "runs") -> list[Path]:
     """Copies the records of `lite` at seed 0, and the pictures beside them, to where they are committed."""
     found = [path for path in (project_path(runs) / "lite").glob("*-seed0.*") if path.suffix in (".json", ".png")]
     return [shutil.copyfile(path, project_path(SHIPPED) / path.name.replace("-seed0", "")) for path in sorted(found)]
+
+
+def on_threads(measure: Callable[[], Any], counts: Sequence[int] = (1, 2)) -> dict[str, Any]:
+    """The same measurement with so many threads of torch, as `threads 1` and so on; then torch has its usual number."""
+    import torch
+
+    usual, repeats = torch.get_num_threads(), {}
+    for count in counts:
+        torch.set_num_threads(count)
+        repeats[f"threads {count}"] = measure()
+    torch.set_num_threads(usual)
+    return repeats
 
 
 def numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from seedx_lite.artifacts import PROGRESS, read_manifest
@@ -17,7 +16,7 @@ from seedx_lite.pipelines.text_to_image import GUIDANCE, STEPS, draw_captions, l
 from seedx_lite.presets import Preset
 from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import Scene
-from .records import save_record
+from .records import on_threads, save_record
 from .scene_reader import compare_all, differs, disagreement, read_scenes, summarise
 
 RECORD = "text_to_image"
@@ -65,20 +64,15 @@ def evaluate(
 def _tolerance(pipe, reader: SceneReader, wanted: list[Scene], f1: list[float], seed: int) -> float:
     """Three times the largest change of the mean F1 of the first pictures when nothing but arithmetic changes: the
     number of threads, the size of a batch, bf16; at least .005."""
-    captions, usual, means = [canonical_caption(scene) for scene in wanted], torch.get_num_threads(), []
+    captions = [canonical_caption(scene) for scene in wanted]
 
-    def again(**options: Any) -> None:
+    def again(**options: Any) -> float:
         drawn = draw_captions(pipe, captions, seed, **options)
         read = compare_all(wanted, read_scenes(reader, drawn), by_place=True)
-        means.append(np.mean([told.f1 for told in read]))
+        return float(np.mean([told.f1 for told in read]))
 
-    for count in (1, 2):
-        torch.set_num_threads(count)
-        again()
-    torch.set_num_threads(usual)
-    again(batch=5)
-    again(quick=True)
-    return max(0.005, 3 * float(np.abs(np.array(means) - np.mean(f1)).max()))
+    means = [*on_threads(again).values(), again(batch=5), again(quick=True)]
+    return max(0.005, 3 * max(abs(mean - np.mean(f1)) for mean in means))
 
 
 def progress(sdxl: Path, reader: SceneReader, preset: Preset) -> list[dict[str, Any]]:

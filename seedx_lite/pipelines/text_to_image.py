@@ -43,9 +43,9 @@ def draw_captions(
     """
     check_words(pipe.tokenizer, captions)
     longest = pipe.tokenizer.model_max_length
-    for caption in captions:
-        if (count := len(pipe.tokenizer(caption, verbose=False).input_ids)) > longest:
-            raise ValueError(f"a caption of {count} tokens, expected {longest} at most: {caption!r:.80}")
+    for caption, ids in zip(captions, pipe.tokenizer(list(captions), verbose=False).input_ids, strict=True):
+        if len(ids) > longest:
+            raise ValueError(f"a caption of {len(ids)} tokens, expected {longest} at most: {caption!r:.80}")
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     pictures: list[np.ndarray] = []
     for start in tqdm(range(0, len(captions), batch), desc="pictures from captions", disable=len(captions) <= batch):

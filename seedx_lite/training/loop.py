@@ -166,9 +166,8 @@ def train(
                 loss, logs = loss_module(batch, generator)
                 accelerator.backward(loss)
                 norm = accelerator.clip_grad_norm_(params, config.clip_norm or math.inf)
-                mean_loss = accelerator.reduce(
-                    loss.detach().float(), "mean"
-                ).item()  # all processes judge the same loss
+                # All processes judge the same loss
+                mean_loss = accelerator.reduce(loss.detach().float(), "mean").item()
                 values = {"loss": mean_loss, "grad_norm": float(norm)} | {k: float(v) for k, v in logs.items()}
                 _check(step, values, lr, losses, config, checkpoint.path)
                 optimizer.step()

@@ -2,8 +2,7 @@
 
 It sees renders of the broad mix, some of them blurred, grainy or compressed as mildly as a VAE or a JPEG would, and the
 truth about each scene; no visual embedding, no generated picture. A ninth of them show combinations of kind and colour
-that are held out from all models. An instrument must not be blind to
-what models are asked for.
+that are held out from all models. An instrument must not be blind to what models are asked for.
 """
 
 import io

@@ -11,7 +11,7 @@ from seedx_lite.evaluation.detokenizer import RECOMPUTED, RECORD
 from seedx_lite.evaluation.language_model import FIRST, perplexity_ratio
 from seedx_lite.evaluation.reconstruction import held_out, judge, reconstruct
 from seedx_lite.evaluation.records import load_record
-from seedx_lite.evaluation.scene_reader import compare, read_scenes, summarise
+from seedx_lite.evaluation.scene_reader import compare_all, read_scenes, summarise
 from seedx_lite.evaluation.statistics import agreement
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
@@ -34,7 +34,7 @@ def test_shipped_readers_have_the_recorded_numbers():
     blank = [np.full((64, 64, 3), level, np.uint8) for level in (0, 128, 255)]
     for name in stages[:2]:
         reader = SceneReader.from_pretrained(shipped(name))
-        told = summarise(list(map(compare, wanted, read_scenes(reader, pictures))))
+        told = summarise(compare_all(wanted, read_scenes(reader, pictures)))
         for metric, floor in FLOORS.items():
             stored = record[name]["renders"][metric]["mean"]
             assert stored >= floor and told[metric]["mean"] == pytest.approx(stored, abs=0.03), (name, metric)

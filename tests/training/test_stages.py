@@ -77,14 +77,11 @@ def test_places_are_those_of_the_cells():
             seen.append(model.place_error().item())
     assert seen[0] == seen[2] != seen[1]
     assert {math.isqrt(layer.to_q.latest.shape[1]) for layer in model.layers} == {8, 4}
-    for layer, reader in zip(
-        model.layers, model.readers, strict=True
-    ):  # queries that tell row and column in two numbers
-        grid = torch.linspace(-1, 1, math.isqrt(layer.to_q.latest.shape[1]))
-        layer.to_q.latest = F.pad(torch.stack(torch.meshgrid(grid, grid, indexing="ij"), -1).flatten(0, 1), (0, 14))[
-            None
-        ]
-        reader.weight.data = torch.eye(2, 16)
+    for layer, reader in zip(model.layers, model.readers, strict=True):  # queries that are row, column and zeros
+        width, axis = layer.to_q.out_features, torch.linspace(-1, 1, math.isqrt(layer.to_q.latest.shape[1]))
+        places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).flatten(0, 1)
+        layer.to_q.latest = F.pad(places, (0, width - 2))[None]
+        reader.weight.data = torch.eye(2, width)
         nn.init.zeros_(reader.bias)
     assert model.place_error().item() == pytest.approx(0, abs=1e-6)
     reader.weight.data = reader.weight.data.flip(0)
