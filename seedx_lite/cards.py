@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from seedx_lite.artifacts import project_path, read_manifest
-from seedx_lite.evaluation.records import load_record
+from seedx_lite.evaluation.records import load_record, training_minutes
 
 ABOUT = {
     "vit": (
@@ -79,7 +79,7 @@ def write_card(folder: Path, runs: str | Path = "runs") -> Path:
     for file in sorted(folder.rglob("training.json")):
         run = json.loads(file.read_text())
         where = f"{run['hardware']['device']}, {run['dtype']}"
-        steps, minutes = run["config"]["steps"], run["seconds"] / 60
+        steps, minutes = run["config"]["steps"], training_minutes(run)
         lines.append(f"| {run['title']} | {steps:,} | {run['samples']:,} | {minutes:.1f} | {where} |")
     lines += ["", f"Preset `{about['preset']}`, seed {about['seed']}, id `{about['id']}`, weights in float16.", ""]
     name, entries = RECORDS[about["stage"]]

@@ -8,7 +8,7 @@ one token at a time and is not told which: the de-tokenizer's resampler does not
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,13 @@ from seedx_lite.artifacts import read_manifest
 from seedx_lite.data.drawn import COLOUR_CLASSES, KIND_CLASSES, PART_CLASSES, POSE_CLASSES, Drawn, draw_scenes, scenes
 from seedx_lite.models.readers import TokenHeads
 from seedx_lite.models.text import load_text_encoders
-from seedx_lite.models.vit import VisionTransformerWithAttnPool, embed_pictures, normalise, pool_embeddings
+from seedx_lite.models.vit import (
+    VisionTransformerWithAttnPool,
+    embed_pictures,
+    normalise,
+    pool_embeddings,
+    pooled_boxes,
+)
 from seedx_lite.world.brush import SMALL_PARTS
 from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import Scene
@@ -28,7 +34,8 @@ from .records import largest_difference, save_record
 CLASSES = {"kind": KIND_CLASSES, "colour": COLOUR_CLASSES, "pose": POSE_CLASSES, "part": PART_CLASSES}
 FIRST = {"kind": 2, "colour": 1, "pose": 1, "part": 1}  # number of the first class that speaks of a thing
 SMALL = [PART_CLASSES.index(name) for name in SMALL_PARTS]  # limbs, wheels, windows: what is lost first
-SCENES, FIT_SCENES = 256, 480  # to measure on, and to fit probes on
+SCENES, FIT_SCENES = 512, 1000  # to measure on, and to fit probes on
+GALLERY = 256  # pictures and captions among which one is to be found
 NEAR = 0.05  # of the width: a centre read closer than this counts as found
 
 
@@ -39,6 +46,11 @@ class Sample:
     scenes: list[Scene]
     truth: Drawn
     tokens: Tensor
+
+    def first(self, count: int) -> Self:
+        """The first `count` of them."""
+        truth = Drawn(**{name: values[:count] for name, values in vars(self.truth).items()})
+        return Sample(self.scenes[:count], truth, self.tokens[:count])
 
 
 def embed_split(tower: VisionTransformerWithAttnPool, split: str, count: int) -> Sample:
@@ -85,15 +97,18 @@ def reading(read: dict[str, Tensor], truth: Drawn) -> dict[str, Any]:
     }
 
 
-def fit_linear(x: np.ndarray, y: np.ndarray, ridge: float = 1e-4) -> Callable[[np.ndarray], np.ndarray]:
-    """Least squares with a constant, from x [M, D] to y [M, C]; returns the map. ridge: relative to the variance."""
+def fit_linear(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray | float = 1.0, ridge: float = 1e-4
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Least squares with a constant, from x [M, D] to y [M, C]; returns the map. weights: of the rows, [M, 1]. ridge:
+    relative to the variance."""
 
     def with_one(x: np.ndarray) -> np.ndarray:
         return np.concatenate([x, np.ones((len(x), 1))], axis=1, dtype=np.float64)
 
-    gram = with_one(x).T @ with_one(x)
+    gram = with_one(x).T @ (weights * with_one(x))
     damped = gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
-    weights = np.linalg.solve(damped, with_one(x).T @ y)  # [D + 1, C]
+    weights = np.linalg.solve(damped, with_one(x).T @ (weights * y))  # [D + 1, C]
     return lambda new: with_one(new) @ weights
 
 
@@ -102,9 +117,9 @@ def probe(fit: Sample, test: Sample, n: int) -> dict[str, float]:
 
     `row_error`, `column_error`: of the token's own place, in cells; `row`, `column`: share that name it rightly.
     `centre_near`: share of tokens on one thing alone that tell its centre within 0.05 of the width; `centres`: share of
-    things whose tokens do so in the mean. The rest asks each token about all c of its cells. `things`: which of
-    them show a thing, as intersection over union. `kind`, `colour`, `pose`, `small_part`: what that is, given
-    that there is one, as share of right answers.
+    things whose tokens do so in the mean; each counts by how many of its cells are on the thing. The rest asks each
+    token about all c of its cells. `things`: which of them show a thing, as intersection over union. `kind`, `colour`,
+    `pose`, `small_part`: what that is, given that there is one, as share of right answers.
     """
     x, x_test = (pool_embeddings(s.tokens, n).flatten(0, 1).numpy() for s in (fit, test))  # [K·N, D]
     places, told = _places(test, n), fit_linear(x, _places(fit, n))(x_test)  # [K·N, 2]
@@ -113,10 +128,11 @@ def probe(fit: Sample, test: Sample, n: int) -> dict[str, float]:
         known = np.unique(truth)
         named = known[np.abs(read[:, None] - known).argmin(axis=1)]
         result |= {f"{name}_error": float(np.abs(read - truth).mean()), name: float((named == truth).mean())}
-    (on, centres), (on_test, centres_test) = _centres(fit, n), _centres(test, n)
-    votes = fit_linear(x[on], centres[on])(x_test[on_test])  # [tokens on one thing alone, 2]
+    (on, centres, share), (on_test, centres_test, share_test) = _centres(fit, n), _centres(test, n)
+    votes = fit_linear(x[on], centres[on], share[on, None])(x_test[on_test])  # [tokens on one thing alone, 2]
     near = np.linalg.norm(votes - centres_test[on_test], axis=-1) <= NEAR
-    centred = _things_centred(votes, np.flatnonzero(on_test) // n, centres_test[on_test], test.scenes)
+    rows = np.flatnonzero(on_test) // n
+    centred = _things_centred(votes, share_test[on_test], rows, centres_test[on_test], test.scenes)
     there, there_test = ((s.truth.kind >= FIRST["kind"]).reshape(len(s.tokens) * n, -1) for s in (fit, test))
     told = fit_linear(x, there)(x_test) > 0.5
     things = (told & there_test).sum() / (told | there_test).sum()
@@ -194,7 +210,8 @@ def vit_report(vit_folder: str | Path, as_shipped: bool = False) -> dict[str, An
         "split": "test",
         "scenes": SCENES,
         "fit_scenes": FIT_SCENES,
-        "retrieval": retrieval(heads, load_text_encoders(vit_folder), test),
+        "gallery": GALLERY,
+        "retrieval": retrieval(heads, load_text_encoders(vit_folder), test.first(GALLERY)),
         "reading": reading(read, test.truth),
         "probe": {str(n): probe(other, test, n) for n in (tokens, tokens // 4, tokens // 8)},
         "pca_share": variance_share(test.tokens),
@@ -213,17 +230,19 @@ def evaluate(vit_folder: str | Path, runs: str | Path = "runs") -> Path:
     return save_record("vit", record | {"tolerance": max(0.005, 3 * change)}, runs)
 
 
-def _things_centred(votes: np.ndarray, rows: np.ndarray, centres: np.ndarray, chosen: list[Scene]) -> float:
+def _things_centred(
+    votes: np.ndarray, weights: np.ndarray, rows: np.ndarray, centres: np.ndarray, chosen: list[Scene]
+) -> float:
     """Share of all things of the scenes whose mean vote is within `NEAR` of their centre.
 
-    votes, centres: [M, 2] of tokens; rows: [M], their scenes. A thing is known by its centre; one without a token of
-    its own counts as missed.
+    votes, centres: [M, 2] of tokens; weights, rows: [M], how much each counts and its scene. A thing is known by its
+    centre; one without a token of its own counts as missed.
     """
     marks = np.concatenate([rows[:, None], centres.round(5)], axis=1)
     things, which = np.unique(marks, axis=0, return_inverse=True)
     sums = np.zeros((len(things), 2))
-    np.add.at(sums, which.ravel(), votes)
-    means = sums / np.bincount(which.ravel())[:, None]
+    np.add.at(sums, which.ravel(), weights[:, None] * votes)
+    means = sums / np.bincount(which.ravel(), weights)[:, None]
     near = np.linalg.norm(means - things[:, 1:], axis=1) <= NEAR
     return float(near.sum() / sum(len(scene.things) for scene in chosen))
 
@@ -240,11 +259,10 @@ def _places(sample: Sample, n: int) -> np.ndarray:
     return pool_embeddings(_grid(cells)[None], n)[0].tile(count, 1).numpy()
 
 
-def _centres(sample: Sample, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which pooled tokens lie on one thing alone, bool [K·N], and the centre (x, y) of that thing, [K·N, 2]."""
-    on = (sample.truth.kind >= FIRST["kind"]).reshape(-1, sample.tokens.shape[1] // n)  # [K·N, c]
-    boxes = sample.truth.box.reshape(*on.shape, 4)
-    low = np.where(on[..., None], boxes, np.inf).min(axis=1)
-    high = np.where(on[..., None], boxes, -np.inf).max(axis=1)
-    alone = on.any(axis=1) & (low == high).all(axis=1)
-    return alone, np.where(alone[:, None], low[:, :2], 0)
+def _centres(sample: Sample, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which pooled tokens lie on one thing alone, bool [K·N], the centre (x, y) of that thing, [K·N, 2], and the share
+    of their cells that is on a thing, [K·N]."""
+    things = torch.from_numpy(sample.truth.kind >= FIRST["kind"])
+    boxes, alone = pooled_boxes(things, torch.from_numpy(sample.truth.box), n)
+    share = things.float().unflatten(1, (n, -1)).mean(-1)
+    return alone.flatten().numpy(), boxes[..., :2].flatten(0, 1).numpy(), share.flatten().numpy()

@@ -73,6 +73,13 @@ def on_threads(measure: Callable[[], Any], counts: Sequence[int] = (1, 2)) -> di
     return repeats
 
 
+def training_minutes(training: Mapping[str, Any]) -> float:
+    """What a training.json cost: its steps at the median of their seconds, which pauses and other programs hardly
+    touch; the whole wall-clock time where the median was not measured."""
+    steps = training["config"]["steps"] * training.get("step_seconds", 0)
+    return (steps or training["seconds"]) / 60
+
+
 def numbers(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     """All floats of a record under dotted keys, such as `retrieval.picture_to_caption`."""
     found: dict[str, float] = {}

@@ -27,13 +27,20 @@ from .loop import train
 SPREAD = 0.8  # standard deviation, in cells, of the bell around a centre
 NEAR = 0.3  # height of the bell above which a cell is asked what the thing is
 COMPOSITION = 8  # for so many training scenes one of held-out combinations
-DAMAGE = {"blur": 0.3, "noise": 0.3, "compression": 0.3}  # shares of the pictures; a picture may get several
+DAMAGE = {"plain sky": 0.3, "blur": 0.3, "noise": 0.3, "compression": 0.3}  # shares; a picture may get several
 
 
 def damage(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture uint8 [H, W, 3] mildly blurred (radius to 0.7 px), grainy (to 6 levels) or compressed (JPEG, quality 60
-    to 95), each with its share in `DAMAGE`."""
+    """A picture uint8 [H, W, 3] mildly blurred (radius to 0.7 px), grainy (to 6 levels), compressed (JPEG, quality 60
+    to 95) or without sun, moon and clouds in the upper third, each with its share in `DAMAGE`.
+
+    Without the last, a reader knows the time of day by sun and moon alone, which pictures of models may lack.
+    """
     chosen = {name: rng.random() < share for name, share in DAMAGE.items()}
+    if chosen["plain sky"]:
+        rows = int(rng.uniform(0.15, 0.35) * len(picture))
+        picture = picture.copy()
+        picture[:rows] = np.median(picture[:rows], axis=1, keepdims=True).round()  # one colour to a row
     if chosen["blur"]:
         blurred = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
         picture = np.asarray(blurred)

@@ -74,8 +74,8 @@ def test_centres_of_tokens_on_two_things():
     kind[0, 1:], box[0, 1], box[0, 2:] = 2, (0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.3, 0.4)
     truth = features.Drawn(np.zeros((1, 4, 4, 3)), kind, kind, kind, kind, box)
     one = features.Sample([], truth, torch.zeros(1, 4, 3))
-    alone, centres = features._centres(one, 2)
-    assert alone.tolist() == [True, True]
+    alone, centres, share = features._centres(one, 2)
+    assert alone.tolist() == [True, True] and share.tolist() == [0.5, 1]
     assert np.allclose(centres, [(0.1, 0.2), (0.5, 0.6)])
     assert features._centres(one, 1)[0].tolist() == [False]
 
@@ -85,6 +85,8 @@ def test_fit_linear():
     x = np.random.default_rng(0).normal(size=(200, 3)) * 1e-3
     y = x @ [[2.0], [0.0], [-1.0]] + 7
     assert np.allclose(features.fit_linear(x, y, ridge=1e-9)(x), y, atol=1e-5)
+    heavy = np.where(np.arange(200) < 100, 1.0, 0.0)[:, None]  # rows without weight may say anything
+    assert np.allclose(features.fit_linear(x, np.where(heavy, y, 99), heavy, ridge=1e-9)(x), y, atol=1e-5)
 
 
 def test_nearest_ignores_what_all_share():

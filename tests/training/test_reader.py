@@ -18,7 +18,7 @@ def test_damage_is_mild_and_of_every_kind():
     picture = draw_scenes("train", 1).pictures[0]
     errors = [np.abs(damage(picture, np.random.default_rng(seed)) - picture.astype(float)).mean() for seed in range(60)]
     unchanged = np.mean(np.array(errors) == 0)
-    assert max(errors) < 12 and unchanged == pytest.approx(np.prod([1 - share for share in DAMAGE.values()]), abs=0.15)
+    assert max(errors) < 25 and unchanged == pytest.approx(np.prod([1 - share for share in DAMAGE.values()]), abs=0.15)
     again = damage(picture, np.random.default_rng(5))
     assert np.array_equal(again, damage(picture, np.random.default_rng(5))) and again.dtype == np.uint8
 
