@@ -27,7 +27,7 @@ RUNS, SHIPPED = "runs", "data_samples/checkpoints"
 MANIFEST = "artifact.json"
 REQUEST = "request.json"  # in a work folder: the configuration that its checkpoint belongs to
 CHECKPOINT = "checkpoint.safetensors"  # what a crashed build leaves for the next one,
-PROGRESS = "progress-*.png"  # and what it has shown of itself on its way
+PROGRESS = "progress-*.jpg"  # and what it has shown of itself on its way
 PACKAGES = ("torch", "diffusers", "transformers", "safetensors")
 
 

@@ -30,6 +30,7 @@ EVALUATIONS = {  # what is measured, and the stages whose artifacts that needs, 
     "reader": ("how far the scene readers can be trusted", ("reader", "reader_2", "sdxl")),
     "vit": ("what the visual embeddings hold", ("vit",)),
     "sdxl": ("what pictures show of their captions", ("reader", "reader_2", "sdxl")),
+    "prediction": ("what a U-Net should predict, noise or v, in two short trainings", ("vit", "sdxl", "reader")),
     "llama": ("how close the language model comes to the grammar", ("llama",)),
     "detokenizer": ("what survives reconstruction, beside baselines and ceilings", ("vit", "sdxl")),
 }
@@ -169,6 +170,11 @@ def _evaluate(args) -> None:
         path = features.evaluate(folders["vit"], args.runs)
     elif args.target == "sdxl":
         path = text_to_image.evaluate(preset, folders, seed=args.seed, runs=args.runs)
+    elif args.target == "prediction":
+        from seedx_lite.training.foundations import pilot
+
+        pipes = {kind: pilot(preset, kind, folders, args.seed, args.runs) for kind in ("epsilon", "v_prediction")}
+        path = text_to_image.compare_pilots(preset, pipes, folders["reader"], args.seed, runs=args.runs)
     elif args.target == "llama":
         path = language_model.evaluate(folders["llama"], args.runs)
     else:

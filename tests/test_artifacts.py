@@ -86,12 +86,12 @@ def test_crash_leaves_only_the_checkpoint(world, tmp_path):
         (folder / "train").mkdir()
         (folder / "train" / CHECKPOINT).write_text("step 7")
         (folder / "train" / "checkpoint.part").write_text("half")
-        (folder / "train" / "progress-3.png").write_text("step 3")
+        (folder / "train" / "progress-3.jpg").write_text("step 3")
         raise RuntimeError("crash")
 
     def resume(folder):
         kept = {p.name for p in folder.rglob("*") if p.is_file()}
-        assert kept == {CHECKPOINT, "progress-3.png", "request.json"}
+        assert kept == {CHECKPOINT, "progress-3.jpg", "request.json"}
         builder()(folder)
 
     with pytest.raises(RuntimeError, match="crash"):
@@ -103,7 +103,7 @@ def test_crash_leaves_only_the_checkpoint(world, tmp_path):
     assert not work.exists() and set(read_manifest(path)["files"]) == {
         "part/model.safetensors",
         "part/config.json",
-        "train/progress-3.png",
+        "train/progress-3.jpg",
         "training.json",
     }
 

@@ -19,7 +19,7 @@ from seedx_lite.world.scene import Scene
 from .records import on_threads, save_record
 from .scene_reader import compare_all, differs, disagreement, read_scenes, summarise
 
-RECORD = "text_to_image"
+RECORD, PILOTS = "text_to_image", "prediction_type"
 SCENES = 512  # of each split
 SHEET = 100  # pictures of the sheet that is looked at
 FIRST = 16  # captions that are drawn again to check a record
@@ -59,6 +59,22 @@ def evaluate(
     path = save_record(RECORD, record, runs)
     to_sheet(sheet).save(path.with_suffix(".png"))
     return path
+
+
+def compare_pilots(
+    preset: Preset, pipes: Mapping[str, Any], reader: Path, seed: int = 0, count: int = 256, runs: str | Path = "runs"
+) -> Path:
+    """Writes the record `PILOTS`: what the reader says of pictures of validation captions by each of the pipelines,
+    `training.foundations.pilot`, by the name of what they predict. Returns its path."""
+    wanted = scenes("validation", min(count, preset.data.validation_scenes), "narrow", preset.size)
+    captions = [canonical_caption(scene) for scene in wanted]
+    record: dict[str, Any] = {"preset": preset.name, "seed": seed, "scenes": len(wanted)}
+    record |= {"artifacts": {"reader": read_manifest(reader)["id"]}, "steps": STEPS, "guidance": GUIDANCE}
+    for name, pipe in pipes.items():
+        read = read_scenes(SceneReader.from_pretrained(reader), draw_captions(pipe, captions, seed, quick=True))
+        record[name] = summarise(compare_all(wanted, read, by_place=True))
+        record[name].pop("position_error", None)
+    return save_record(PILOTS, record, runs)
 
 
 def _tolerance(pipe, reader: SceneReader, wanted: list[Scene], f1: list[float], seed: int) -> float:

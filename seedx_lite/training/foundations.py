@@ -3,8 +3,8 @@
 The other foundation, the ViT with the text encoders, is in `vit.py`.
 """
 
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +37,7 @@ SCHEDULER = {  # SDXL's noise schedule
     "set_alpha_to_one": True,
 }
 LOOKS, LOOK_SCENES = 6, 64  # looks at the training, each after twice as many steps; captions at each
+PILOT_STEPS = 1500
 
 
 def noise_schedule(preset: Preset) -> dict[str, Any]:
@@ -230,7 +231,8 @@ def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, au
         pipe = _pipeline(autoencoder, model.unet, text, scheduler).to(next(model.parameters()).device)
         folder.mkdir(parents=True, exist_ok=True)
         pictures = draw_captions(pipe, [canonical_caption(scene) for scene in watched], quick=True)
-        to_sheet(pictures, columns=16).save(folder / PROGRESS.replace("*", str(step)))
+        file = folder / PROGRESS.replace("*", str(step))
+        to_sheet(pictures, columns=16).save(file, quality=90, subsampling=0)
 
     watched = scenes("validation", min(LOOK_SCENES, preset.data.validation_scenes), "narrow", (size, size))
     title = "text-to-image U-Net"
@@ -293,3 +295,19 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
         config |= {"words": taught.words, "people": taught.people, "second_scenes": preset.data.second}
     about = {"preset": preset.name, "seed": seed, "config": config, "upstream": [vit_folder]}
     return ensure("sdxl", build, **about, retrain=retrain, runs=runs)
+
+
+def pilot(preset: Preset, prediction_type: str, folders: Mapping[str, Path], seed: int = 0, runs: str | Path = "runs"):
+    """A `StableDiffusionXLPipeline` with a U-Net after a short first phase (`PILOT_STEPS` at most), in which it learned
+    to predict the noise ("epsilon") or v ("v_prediction"). folders: `sdxl` gives the VAE, `vit` the text encoders."""
+    from diffusers import AutoencoderKL, DDIMScheduler
+
+    short = replace(preset.training.sdxl, steps=min(PILOT_STEPS, preset.training.sdxl.steps), ema_decay=0.995)
+    training = replace(preset.training, sdxl=short, sdxl_words=None)
+    taught = replace(preset.text_to_image, prediction_type=prediction_type)
+    preset = replace(preset, training=training, text_to_image=taught)
+    autoencoder = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", torch_dtype=torch.float32).eval()
+    text, scheduler = load_text_encoders(folders["vit"]), DDIMScheduler(**noise_schedule(preset))
+    folder = project_path(runs) / preset.name / f"pilot-{prediction_type}-seed{seed}"
+    unet = train_unet(preset, seed, folder, training_scenes(preset, "broad", runs), autoencoder, text, scheduler)
+    return _pipeline(autoencoder, unet.eval(), text, scheduler)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from seedx_lite.artifacts import read_manifest
@@ -12,7 +13,7 @@ from seedx_lite.evaluation import calibration, language_model, text_to_image
 from seedx_lite.pipelines.text_to_image import draw_captions, load_pipeline
 from seedx_lite.presets import load_preset
 from seedx_lite.training.detokenizer import stage1
-from seedx_lite.training.foundations import sdxl
+from seedx_lite.training.foundations import pilot, sdxl
 from seedx_lite.training.llama import llama
 from seedx_lite.training.reader import reader, reader_2
 from seedx_lite.training.vit import vit
@@ -54,6 +55,19 @@ def test_text_to_image_record(runs, folders):
         assert sheet.size == (4 * 32, 32)
     steps = [row["steps"] for row in record["progress"]]
     assert steps == [1, 3, 6, 7, 9, 12] and [row["samples"] for row in record["progress"]] == [4 * s for s in steps]
+
+
+def test_pilots(runs, folders):
+    """Bugs: two pilots of one prediction type; a pilot that changes the foundation that it starts from."""
+    before = {name: read_manifest(folder)["files"] for name, folder in folders.items()}
+    started = {**folders, "vit": runs / "smoke" / "vit-seed0"}
+    pipes = {kind: pilot(SMOKE, kind, started, runs=runs) for kind in ("epsilon", "v_prediction")}
+    assert [pipe.scheduler.config.prediction_type for pipe in pipes.values()] == list(pipes)
+    weights = [pipe.unet.conv_out.weight for pipe in pipes.values()]
+    assert not torch.equal(*weights)
+    record = json.loads(text_to_image.compare_pilots(SMOKE, pipes, folders["reader"], runs=runs).read_text())
+    assert {"f1", "background"} <= set(record["epsilon"]) == set(record["v_prediction"])
+    assert before == {name: read_manifest(folder)["files"] for name, folder in folders.items()}
 
 
 def test_noise_depends_on_place_and_seed_alone(folders):

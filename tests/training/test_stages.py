@@ -208,7 +208,7 @@ def test_the_shipped_foundation_opens_in_plain_diffusers(tmp_path):
     trained = sdxl(SMOKE, runs=tmp_path / "runs")
     told = [json.loads((trained / "unet" / part / "training.json").read_text())["title"] for part in ("things", ".")]
     assert told == ["text-to-image U-Net", "text-to-image U-Net, words"]
-    looks = {int(file.stem.split("-")[1]) for file in (trained / "unet").glob("progress-*.png")}
+    looks = {int(file.stem.split("-")[1]) for file in (trained / "unet").glob("progress-*.jpg")}
     assert {1, 3, 6, 7, 9, 12} <= looks  # of both phases
     (folder,) = ship("smoke", ["sdxl"], runs=tmp_path / "runs", shipped=tmp_path / "shipped")
     pipe = StableDiffusionXLPipeline.from_pretrained(folder)
