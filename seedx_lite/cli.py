@@ -5,6 +5,7 @@ one line, `error: …`, and exit status 1; one in the command line itself in exi
 """
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,10 @@ TRAININGS = {
         "reader": ("reader", "reader", "the scene reader, which measures all pictures"),
         "reader_2": ("reader", "reader_2", "the second scene reader, which checks the first"),
     },
-    "train": {"detokenizer": ("detokenizer", "stage1", "the de-tokenizer, stage 1: pictures from visual embeddings")},
+    "train": {
+        "detokenizer": ("detokenizer", "stage1", "the de-tokenizer, stage 1: pictures from visual embeddings"),
+        "detokenizer-edits": ("detokenizer", "stage2", "the de-tokenizer, stage 2: with a condition image"),
+    },
 }
 EVALUATIONS = {  # what is measured, and the stages whose artifacts that needs, as (group, stage)
     "reader": ("how far the scene readers can be trusted", ("reader", "reader_2", "sdxl")),
@@ -90,6 +94,11 @@ def build_parser() -> argparse.ArgumentParser:
     measure = _group(top, "evaluate", "measure on held-out scenes, and store the record that notebooks compare with")
     for name, (text, _) in EVALUATIONS.items():
         _stage(measure, name, _evaluate, f"measure {text}", target=name)
+
+    grids = _group(top, "ablate", "train and measure all variants of a part, and tell what the claims come to")
+    command = _stage(grids, "detokenizer", _ablate, "run the grid of de-tokenizers; what is done is not done again")
+    command.add_argument("--only", nargs="+", default=(), help="some of the variants (all)")
+    command.add_argument("--processes", type=int, default=1, help="cells at a time (1)")
 
     command = _stage(top, "read", _read, "read a picture of the world back into a scene, and say what is there")
     command.add_argument("picture", help="a picture file")
@@ -180,6 +189,18 @@ def _evaluate(args) -> None:
     else:
         folders["adapter"] = _run("train", "detokenizer", preset, args)
         path = detokenizer.evaluate(preset, folders, seed=args.seed, runs=args.runs)
+    print(f"record: {path}")
+
+
+def _ablate(args) -> None:
+    load_preset(args.preset, args.overrides)
+    from seedx_lite import ablation
+
+    path = ablation.run(args.preset, args.overrides, args.runs, args.processes, args.only)
+    record = json.loads(path.read_text(encoding="utf-8"))
+    print(*(verdict["told"] for verdict in record["verdicts"]), sep="\n")
+    if record["missing"]:
+        print(f"not there yet: {', '.join(record['missing'])}")
     print(f"record: {path}")
 
 

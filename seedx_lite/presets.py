@@ -218,6 +218,8 @@ class TrainingConfigs:
     llama: TrainConfig | None = None
     vit_dense: TrainConfig | None = None  # goes on where `vit` ended, with frozen text encoders
     sdxl_words: TrainConfig | None = None  # goes on where `sdxl` ended, with a lesson on words
+    detokenizer_edits: TrainConfig | None = None  # stage 2: goes on where `detokenizer` ended, with condition images
+    cell: TrainConfig | None = None  # one de-tokenizer of an ablation, stage 1
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,12 @@ The grid is that of the visual embeddings; the ViT's dense objective and the wei
 """
 
 import hashlib
+import math
 import multiprocessing
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -20,7 +21,8 @@ import PIL
 
 from seedx_lite import world
 from seedx_lite.world.brush import PARTS
-from seedx_lite.world.draw import render_truth
+from seedx_lite.world.draw import render, render_truth
+from seedx_lite.world.edits import sample_edit
 from seedx_lite.world.scene import COLOURS, KINDS, POSES, Scene, sample_scene
 
 KIND_CLASSES = ("sky", "ground", *KINDS)
@@ -61,25 +63,29 @@ def draw_scenes(
     """Draws `scenes(split, count, mix, size)`; with a `cache`, maps them read-only from a folder in it, which appears
     whole or not at all; changed drawing code makes a new one in place of it. Raises ValueError for `count` < 1, sides
     that are not multiples of the grid, and what `sample_scene` refuses."""
-    if count < 1:
-        raise ValueError(f"draw_scenes: count of at least 1 expected, got {count}")
     if size[0] % grid or size[1] % grid:
         raise ValueError(f"draw_scenes: sides that are multiples of the grid {grid} expected, got {size}")
-    name = f"{split}-{mix}-{size[0]}x{size[1]}-{grid}-{count}"
-    folder = None if cache is None else Path(cache) / f"{name}-{world_hash(WORDS)}"
-    if folder is None or not folder.is_dir():
-        if folder is not None:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as draft:
-            _draw_into(Path(draft), name, range(count), split, mix, size, grid)
-            if folder is None:
-                return _load(Path(draft), mapped=False)
-            with suppress(OSError):  # another process was first
-                Path(draft).rename(folder)
-        for old in folder.parent.glob(f"{name}-*"):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
-    return _load(folder, mapped=True)
+    draw = partial(_draw_one, split=split, mix=mix, size=size, grid=grid)
+    name = f"{split}-{mix}-{size[0]}x{size[1]}-{grid}"
+    return Drawn(**_drawn(Drawn, draw, count, name, world_hash(WORDS), cache))
+
+
+@dataclass(frozen=True)
+class DrawnEdits:
+    """K edits. source, target: uint8 [K, H, W, 3]. outside: bool [K, H, W], pixels that the edit does not touch."""
+
+    source: np.ndarray
+    target: np.ndarray
+    outside: np.ndarray
+
+
+def draw_edits(
+    split: str, count: int, mix: str = "narrow", size: Size = (64, 64), cache: str | Path | None = None
+) -> DrawnEdits:
+    """Draws the first `count` edits of a split before and after, with a cache as in `draw_scenes`."""
+    draw = partial(_draw_edit, split=split, mix=mix, size=size)
+    name = f"edits-{split}-{mix}-{size[0]}x{size[1]}"
+    return DrawnEdits(**_drawn(DrawnEdits, draw, count, name, world_hash(), cache))
 
 
 def cell_owners(drawn: Drawn, chosen: Sequence[Scene]) -> np.ndarray:
@@ -103,24 +109,46 @@ def thing_weights(kind, emphasis: float = EMPHASIS):
     return weights / weights.mean()
 
 
-def _load(folder: Path, mapped: bool) -> Drawn:
-    files = {field.name: folder / f"{field.name}.npy" for field in fields(Drawn)}
-    return Drawn(**{name: np.load(file, mmap_mode="r" if mapped else None) for name, file in files.items()})
+def _drawn(
+    kind: type, draw: Callable[[int], tuple], count: int, name: str, code: str, cache: str | Path | None
+) -> dict[str, np.ndarray]:
+    """An array for each field of `kind` from what `draw` gives for 0 to `count` - 1, by way of the cache."""
+    if count < 1:
+        raise ValueError(f"{name}: count of at least 1 expected, got {count}")
+    names, name = [field.name for field in fields(kind)], f"{name}-{count}"
+    folder = None if cache is None else Path(cache) / f"{name}-{code}"
+
+    def load(folder: Path, **options: str) -> dict[str, np.ndarray]:
+        return {field: np.load(folder / f"{field}.npy", **options) for field in names}
+
+    if folder is None or not folder.is_dir():
+        if folder is not None:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as draft:
+            _draw_into(Path(draft), name, names, range(count), draw)
+            if folder is None:
+                return load(Path(draft))
+            with suppress(OSError):  # another process was first
+                Path(draft).rename(folder)
+        for old in folder.parent.glob(f"{name}-*"):
+            if old != folder:
+                shutil.rmtree(old, ignore_errors=True)
+    return load(folder, mmap_mode="r")
 
 
-def _draw_into(folder: Path, name: str, indices: range, split: str, mix: str, size: Size, grid: int) -> None:
-    """Writes one .npy file for each field of `Drawn`."""
+def _draw_into(folder: Path, name: str, names: Sequence[str], indices: range, draw: Callable[[int], tuple]) -> None:
+    """Writes one .npy file for each name."""
     from tqdm.auto import tqdm
 
     chunks = [indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)]
-    draw = partial(_draw_chunk, split=split, mix=mix, size=size, grid=grid)
+    draw = partial(_draw_chunk, draw)
     # A fork needs no guard around the caller's main module; elsewhere than on Linux it is not safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     bar = tqdm(total=len(indices), desc=f"drawing {name}", unit=" scenes", disable=len(indices) < 500)
     arrays: dict[str, np.ndarray] = {}
     with ProcessPoolExecutor(PROCESSES, context) as pool, bar:
         for chunk, drawn in zip(chunks, map(draw, chunks) if len(chunks) == 1 else pool.map(draw, chunks), strict=True):
-            for field, part in vars(drawn).items():
+            for field, part in zip(names, drawn, strict=True):
                 if field not in arrays:
                     shape = (len(indices), *part.shape[1:])
                     arrays[field] = np.lib.format.open_memmap(folder / f"{field}.npy", "w+", part.dtype, shape)
@@ -128,13 +156,27 @@ def _draw_into(folder: Path, name: str, indices: range, split: str, mix: str, si
             bar.update(len(chunk))
 
 
-def _draw_chunk(indices: range, split: str, mix: str, size: Size, grid: int) -> Drawn:
-    rows = [_draw_one(sample_scene(index, split, mix, size), grid) for index in indices]
-    return Drawn(*(np.stack(column) for column in zip(*rows, strict=True)))
+def _draw_chunk(draw: Callable[[int], tuple], indices: range) -> list[np.ndarray]:
+    return [np.stack(column) for column in zip(*map(draw, indices), strict=True)]
 
 
-def _draw_one(scene: Scene, grid: int) -> tuple[np.ndarray, ...]:
+def _draw_edit(index: int, split: str, mix: str, size: Size) -> tuple[np.ndarray, ...]:
+    """The fields of `DrawnEdits` for one edit."""
+    edit = sample_edit(index, split, mix, size)
+    outside = np.ones(size[::-1], dtype=bool)
+    for left, top, right, bottom in edit.changed:
+        rows, columns = (
+            slice(max(0, math.floor(low * side) - 1), math.ceil(high * side) + 1)  # edges are smoothed over a pixel
+            for low, high, side in ((top, bottom, size[1]), (left, right, size[0]))
+        )
+        outside[rows, columns] = False
+    source, target = np.asarray(render(edit.source)), np.asarray(render(edit.target))
+    return source, target, outside & (source == target).all(-1)  # a soft shadow reaches further than its box
+
+
+def _draw_one(index: int, split: str, mix: str, size: Size, grid: int) -> tuple[np.ndarray, ...]:
     """The fields of `Drawn` for one scene."""
+    scene = sample_scene(index, split, mix, size)
     picture, truth = render_truth(scene)
     count, cell = len(scene.things), (picture.height // grid, picture.width // grid)
 

@@ -5,10 +5,10 @@ pixels where things are seen. `thing_iou`: in the box of each thing, grown by a 
 that thing than like the scene without it, against those where it is; intersection over union, mean over the things.
 """
 
-import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from seedx_lite.data.drawn import scenes
+from seedx_lite.models.precision import quick_sampling
 from seedx_lite.models.vit import embed_pictures
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
@@ -132,16 +133,16 @@ def thing_iou(target: Target, picture: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
-def part_iou(target: Target, picture: np.ndarray) -> float:
-    """Mean over the small parts of the overlap between where each is and the pixels about it that look more like it
-    than like what is around it, 0 to 1; NaN for a scene without any. Compare with what the true picture gets: a part
-    may have the colour of its surroundings."""
+def part_ious(target: Target, picture: np.ndarray) -> np.ndarray:
+    """For each small part the overlap between where it is and the pixels about it that look more like it than like what
+    is around it, 0 to 1: [P]. Compare with what the true picture gets: a part may have the colour of its
+    surroundings."""
     scores = []
     for part in target.parts:
         pixels = picture[part.window].astype(np.float64)
         seems = _distances(pixels, part.palette).min(1) < _distances(pixels, part.around).min(1)
         scores.append(mask_iou(seems, part.mask[part.window]))
-    return float(np.mean(scores)) if scores else math.nan
+    return np.array(scores)
 
 
 def judge(targets: Sequence[Target], pictures: Sequence[np.ndarray]) -> dict[str, list[float]]:
@@ -173,11 +174,18 @@ def reconstruct(
     guidance: float = 2.0,
     seed: int = 0,
     batch_size: int = 32,
+    quick: bool = False,
+    **conditions: Any,
 ) -> list[np.ndarray]:
-    """Pictures uint8 [H, W, 3] by way of their embeddings. The noise of each depends on its index and `seed` only."""
+    """Pictures uint8 [H, W, 3] by way of their embeddings. The noise of each depends on its index and `seed` only.
+
+    quick: in bf16 where the device has units for it, see `quick_sampling`. conditions: further arguments of the
+    pipeline, such as condition images.
+    """
     generators = [torch.Generator().manual_seed(1_000_000 * seed + index) for index in indices]
     images = [Image.fromarray(picture) for picture in pictures]
-    drawn = pipe(images, steps, guidance, generators, batch_size=batch_size).images
+    with quick_sampling(pipe.device) if quick else nullcontext():
+        drawn = pipe(images, steps, guidance, generators, batch_size=batch_size, **conditions).images
     return [np.asarray(image) for image in drawn]
 
 

@@ -136,7 +136,7 @@ def match(scene: Scene, read: Scene, by_place: bool = False) -> list[tuple[int, 
     """
     if not scene.things or not read.things:
         return []
-    here, there = (np.array([_centre(side, thing) for thing in side.things]) for side in (scene, read))
+    here, there = (np.array([centre(side, thing) for thing in side.things]) for side in (scene, read))
     distance = np.linalg.norm(here[:, None] - there, axis=2)
     same = np.array([[one.kind == other.kind for other in read.things] for one in scene.things])
     near = np.array([[one.place == other.place for other in read.things] for one in scene.things])
@@ -145,7 +145,7 @@ def match(scene: Scene, read: Scene, by_place: bool = False) -> list[tuple[int, 
     return [(int(i), int(j), float(distance[i, j])) for i, j in pairs if allowed[i, j]]
 
 
-def _centre(scene: Scene, thing: Thing) -> tuple[float, float]:
+def centre(scene: Scene, thing: Thing) -> tuple[float, float]:
     """The middle of its box, both in widths of the picture."""
     left, top, right, bottom = scene.box(thing)
     return (left + right) / 2, (top + bottom) / 2 * scene.height / scene.width

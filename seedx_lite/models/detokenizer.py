@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .resamplers import ResamplerXLV2
 from .vit import pool_embeddings
-from .weights import build, load_tensors, read_folder, save_folder
+from .weights import build, load_tensors, read_folder, save_folder, saved_class
 
 
 class Conditioning(NamedTuple):
@@ -112,6 +112,12 @@ class SDXLAdapterWithLatentImage(SDXLAdapter):
         """Condition images [B, 3, H, W] in −1..1 → [B, 4, h, w]: the mode, NOT times the scaling factor, though the
         noisy latents are; the released weights expect this difference."""
         return vae.encode(pixels).latent_dist.mode()
+
+
+def read_adapter(folder: str | Path, sdxl: str | Path | UNet2DConditionModel) -> SDXLAdapter:
+    """`from_pretrained` of the class that the folder's configuration names: of the first stage or of the second."""
+    known = {cls.__name__: cls for cls in (SDXLAdapter, SDXLAdapterWithLatentImage)}
+    return known.get(saved_class(Path(folder)), SDXLAdapter).from_pretrained(folder, sdxl)
 
 
 def condition(

@@ -25,6 +25,14 @@ def save_folder(folder: Path, name: str, config: Mapping, tensors: Mapping[str, 
     (folder / CONFIG).write_text(json.dumps({"_class_name": name, **config}, indent=1) + "\n")
 
 
+def saved_class(folder: Path) -> str | None:
+    """The name of the class whose module a folder holds; None where it cannot be told, and reading it will say why."""
+    try:
+        return json.loads((folder / CONFIG).read_text()).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The configuration and the tensors that `save_folder` wrote for class `name`. Raises FileNotFoundError for a
     missing file, ValueError for a damaged one or one of another class."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DConditionModel
 from diffusers.image_processor import VaeImageProcessor
@@ -17,7 +18,14 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from seedx_lite.artifacts import check_upstream
-from seedx_lite.models.detokenizer import Conditioning, SDXLAdapter, condition, sdxl_time_ids
+from seedx_lite.models.autoencoder import to_tensor
+from seedx_lite.models.detokenizer import (
+    Conditioning,
+    SDXLAdapterWithLatentImage,
+    condition,
+    read_adapter,
+    sdxl_time_ids,
+)
 from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool
 from seedx_lite.models.weights import SavedModule
@@ -45,10 +53,11 @@ class DetokenizerPipeline(DiffusionPipeline):
         official: bool = False,
     ) -> None:
         super().__init__()
-        if unet.config.in_channels != vae.config.latent_channels:
+        channels = vae.config.latent_channels
+        if unet.config.in_channels not in (channels, 2 * channels):
             raise ValueError(
-                f"the U-Net reads {unet.config.in_channels} channels, the VAE has {vae.config.latent_channels}; one of "
-                "the second stage also needs a condition image, which this pipeline does not take"
+                f"the U-Net reads {unet.config.in_channels} channels, the VAE has {channels}: {channels} expected, or "
+                f"{2 * channels} for a U-Net of the second stage"
             )
         self.register_modules(vit=vit, vae=vae, unet=unet, resampler=resampler, scheduler=scheduler)
         self.register_to_config(vit_down=vit_down, official=official)
@@ -61,7 +70,7 @@ class DetokenizerPipeline(DiffusionPipeline):
         not trained one upon the other.
         """
         check_upstream(adapter, vit, sdxl)
-        trained = SDXLAdapter.from_pretrained(adapter, sdxl)
+        trained = read_adapter(adapter, sdxl)
         return cls(
             VisionTransformerWithAttnPool.from_pretrained(vit),
             AutoencoderKL.from_pretrained(sdxl, subfolder="vae", torch_dtype=torch.float32),
@@ -100,9 +109,18 @@ class DetokenizerPipeline(DiffusionPipeline):
         )
 
     @property
+    def takes_condition(self) -> bool:
+        """Whether the U-Net is one of the second stage, that also sees a condition image."""
+        return self.unet.config.in_channels != self.vae.config.latent_channels
+
+    @property
     def image_size(self) -> int:
         """Side of the pictures that come out, in px."""
         return self.unet.config.sample_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def _latent_shape(self) -> tuple[int, int, int]:
+        return (self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
 
     @property
     def time_ids(self) -> Tensor:
@@ -119,6 +137,9 @@ class DetokenizerPipeline(DiffusionPipeline):
         output_type: str = "pil",
         batch_size: int = 32,
         return_dict: bool = True,
+        condition_images: Image.Image | list[Image.Image | None] | None = None,
+        image_guidance_scale: float = 1.0,
+        condition_strength: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """Draw one picture for each that is given.
 
@@ -135,6 +156,11 @@ class DetokenizerPipeline(DiffusionPipeline):
             output_type: "pil"; "np" [B, H, W, 3] or "pt" [B, 3, H, W] in 0..1; "latent" [B, 4, h, w].
             batch_size: pictures drawn at once; it changes memory and speed only.
             return_dict: False returns a tuple.
+            condition_images: for a U-Net of the second stage, pictures whose fine detail should be kept: RGB, as large
+                as what comes out; None for none, also in the list.
+            image_guidance_scale: how far to go from what neither embeddings nor condition image predict to what the
+                condition image alone does; 1 leaves the third prediction out that more would cost.
+            condition_strength: what the latents of the condition images are multiplied with, from 0 (none) to 1.
 
         Raises TypeError or ValueError that says what was given, what is expected and what to do.
         """
@@ -144,10 +170,11 @@ class DetokenizerPipeline(DiffusionPipeline):
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: expected one of pil, np, pt, latent")
         given = self._checked(images_or_embeddings)
+        seen = self._condition_latents(condition_images, len(given), condition_strength)
         generators = generator if isinstance(generator, list) else [generator] * len(given)
         if len(generators) != len(given):
             raise ValueError(f"{len(generators)} generators for {len(given)} pictures; give one for each, or just one")
-        shape = (self.vae.config.latent_channels, *[self.unet.config.sample_size] * 2)
+        shape = self._latent_shape
         noise = [torch.randn(shape, generator=g, device=g.device if g else "cpu").cpu() for g in generators]
 
         zero = self.vit.zero_embeddings()  # [1, T, D]
@@ -157,7 +184,9 @@ class DetokenizerPipeline(DiffusionPipeline):
                 latents = torch.stack(noise[part]).to(self.device, self.dtype)
                 self.scheduler.set_timesteps(num_inference_steps, device=self.device)
                 conditioning = self._condition(given[part], zero)
-                latents = self._denoise(latents, conditioning, guidance_scale, generators[part], bar)
+                condition = None if seen is None else seen[part]
+                guidance = (guidance_scale, image_guidance_scale)
+                latents = self._denoise(latents, conditioning, condition, guidance, generators[part], bar)
                 if output_type != "latent":
                     latents = self.vae.decode(latents / self.vae.config.scaling_factor).sample
                 drawn.append(latents)
@@ -192,24 +221,70 @@ class DetokenizerPipeline(DiffusionPipeline):
         settings = {"vit_down": self.config.vit_down, "official": self.config.official}
         return condition(self.resampler, zero, **{name: tokens}, **settings)
 
+    def _condition_latents(self, images: Any, count: int, strength: float) -> Tensor | None:
+        """Latents [B, 4, h, w] of condition images, zeros for none; None if the U-Net does not look at any."""
+        if not self.takes_condition:
+            if images is not None:
+                raise ValueError("this U-Net is one of the first stage: it takes no condition_images; leave them out")
+            return None
+        images = images if isinstance(images, list) else [images] * count
+        if len(images) != count:
+            raise ValueError(f"{len(images)} condition images for {count} pictures; give one, or None, for each")
+        if not 0 <= strength <= 1:
+            raise ValueError(f"condition_strength={strength}: expected 0 to 1")
+        side, latents = self.image_size, torch.zeros(count, *self._latent_shape)
+        for number, image in enumerate(images):
+            if image is None:
+                continue
+            if not isinstance(image, Image.Image):
+                raise TypeError(f"condition image {number} is a {type(image).__name__}, expected a PIL picture or None")
+            if image.size != (side, side) or image.mode != "RGB":
+                is_ = f"{image.width}x{image.height} px, {image.mode}"
+                raise ValueError(f"condition image {number} is {is_}; expected {side}x{side} px, RGB: resize, convert")
+        there = [number for number, image in enumerate(images) if image is not None]
+        for start in range(0, len(there), 64):
+            part = there[start : start + 64]
+            pixels = to_tensor(np.stack([np.asarray(images[number]) for number in part]))
+            pixels = pixels.to(self.device, self.dtype)
+            latents[part] = SDXLAdapterWithLatentImage.condition_latents(self.vae, pixels).float().cpu()
+        return strength * latents
+
     def _denoise(
-        self, latents: Tensor, conditioning: Conditioning, guidance: float, generators: list[Generator | None], bar: Any
+        self,
+        latents: Tensor,
+        conditioning: Conditioning,
+        condition: Tensor | None,
+        guidance: tuple[float, float],
+        generators: list[Generator | None],
+        bar: Any,
     ) -> Tensor:
-        """Noise [B, 4, h, w] → latents of pictures, along the timesteps that the scheduler is set to."""
-        guided = guidance > 1
+        """Noise [B, 4, h, w] → latents of pictures, along the timesteps that the scheduler is set to.
+
+        condition: latents [B, 4, h, w] of condition images. guidance: by the embeddings, and by the condition image.
+        Official: three predictions, with both, with the condition image alone and with neither; where the last counts
+        for nothing, it is not asked for.
+        """
+        scale, image_scale = guidance
+        both = condition is not None and scale > 1 and image_scale != 1
+        passes = 3 if both else 2 if scale > 1 else 1  # nothing, condition image alone, all
         context, negative_context, pooled, negative_pooled = conditioning
-        if guided:
-            context, pooled = torch.cat([negative_context, context]), torch.cat([negative_pooled, pooled])
+        context = torch.cat([*[negative_context] * (passes - 1), context])
+        pooled = torch.cat([*[negative_pooled] * (passes - 1), pooled])
         added = {"text_embeds": pooled, "time_ids": self.time_ids.expand(len(pooled), -1)}
+        if condition is not None:
+            condition = condition.to(latents)
+            condition = torch.cat([torch.zeros_like(condition)] * both + [condition] * (passes - both))
         stochastic = "generator" in inspect.signature(self.scheduler.step).parameters  # may add noise on its way
         draws = {"generator": generators} if stochastic and generators[0] else {}
         latents = latents * self.scheduler.init_noise_sigma
         for time in self.scheduler.timesteps:
-            noisy = self.scheduler.scale_model_input(torch.cat([latents] * (1 + guided)), time)  # [B or 2B, 4, h, w]
-            predicted = self.unet(noisy, time, context, added_cond_kwargs=added).sample
-            if guided:
-                without, with_ = predicted.chunk(2)
-                predicted = without + guidance * (with_ - without)
+            noisy = self.scheduler.scale_model_input(torch.cat([latents] * passes), time)  # [B to 3B, 4, h, w]
+            noisy = noisy if condition is None else torch.cat([noisy, condition], dim=1)  # [B to 3B, 8, h, w]
+            *without, predicted = self.unet(noisy, time, context, added_cond_kwargs=added).sample.chunk(passes)
+            if without:
+                predicted = without[-1] + scale * (predicted - without[-1])
+            if both:
+                predicted = predicted + (image_scale - 1) * (without[1] - without[0])
             latents = self.scheduler.step(predicted, time, latents, **draws).prev_sample
             bar.update()
         return latents

@@ -1,89 +1,268 @@
-"""Training of the de-tokenizer (paper §3.1, App. B): visual embeddings in, a picture out.
+"""Training of the de-tokenizer (paper §3.1 and appendix B; its code was never released).
 
-Stage 1: the resampler, and the keys and values of the text-to-image U-Net, learn to read the frozen ViT's embeddings
-where text used to be.
+Stage 1 teaches the U-Net to read visual embeddings in place of text: the resampler learns, and keys and values. Stage 2
+adds a condition image, whose latents follow the noisy ones, and trains the whole U-Net. A `Variant` says in what one
+de-tokenizer of a comparison differs from the main model.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from seedx_lite.artifacts import ensure, processes
-from seedx_lite.data.drawn import EMPHASIS
+from seedx_lite.artifacts import ensure, processes, project_path, read_manifest
+from seedx_lite.data.drawn import EMPHASIS, draw_edits
+from seedx_lite.data.formats import replacing
 from seedx_lite.models.autoencoder import encode_pictures
-from seedx_lite.models.detokenizer import SDXLAdapter, denoising_loss, sdxl_time_ids
+from seedx_lite.models.detokenizer import (
+    SDXLAdapter,
+    SDXLAdapterWithLatentImage,
+    denoising_loss,
+    read_adapter,
+    sdxl_time_ids,
+)
 from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, embed_pictures, pool_embeddings
-from seedx_lite.presets import Preset
+from seedx_lite.presets import Preset, TrainConfig
 from .foundations import sdxl, training_scenes
 from .loop import train
 from .vit import vit
 
+EDITS = 0.5  # share of stage 2's samples that have a condition image; the others are plain pictures
+HALF = "half"  # folder in an artifact with the weights after half of the steps
 
-def new_adapter(preset: Preset, sdxl_folder: Path, full_ft: bool = False, n: int | None = None) -> SDXLAdapter:
-    """An untrained resampler on the U-Net of an SDXL folder; `n` visual embeddings instead of the preset's."""
+
+@dataclass(frozen=True)
+class Variant:
+    """What one de-tokenizer of a comparison has otherwise than the preset says (None: as it says)."""
+
+    vit_down: int | None = None  # tokens that are averaged to one visual embedding
+    latents: int | None = None  # queries of the resampler
+    full_ft: bool = False  # trains the whole U-Net, not keys and values alone
+    condition: bool = False  # stage 2 with a condition image, from the main model of stage 1
+    learning_rate: float | None = None
+
+    def n(self, preset: Preset) -> int:
+        """Number of visual embeddings N."""
+        return preset.vit.n_queries // self.vit_down if self.vit_down else preset.n_embeddings
+
+    def resampler(self, preset: Preset) -> dict[str, int]:
+        """Arguments of `ResamplerXLV2`."""
+        return preset.resampler_kwargs | ({"num_queries": self.latents} if self.latents else {})
+
+    def adjusted(self, config: TrainConfig) -> TrainConfig:
+        """A training with the learning rate of the variant."""
+        return replace(config, learning_rate=self.learning_rate) if self.learning_rate else config
+
+
+class Parts(NamedTuple):
+    """What de-tokenizers are trained with, all of it frozen. vit_id: of the artifact, to keep its embeddings by."""
+
+    tower: VisionTransformerWithAttnPool
+    autoencoder: Any
+    scheduler: Any
+    vit_id: str
+
+
+def load_parts(vit_folder: Path, sdxl_folder: Path) -> Parts:
+    """The foundations in their folders, in float32."""
+    from diffusers import AutoencoderKL, DDIMScheduler
+
+    tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
+    autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32).eval()
+    scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
+    return Parts(tower, autoencoder, scheduler, read_manifest(vit_folder)["id"])
+
+
+class Reconstructions:
+    """Samples of stage 1: scenes of the narrow mix with their latents and visual embeddings, all computed once.
+
+    In a tenth of the samples the embeddings are those of the zero picture, as guidance will ask for them. Things count
+    more than background in the loss, as in the foundations.
+    """
+
+    def __init__(self, preset: Preset, parts: Parts, n: int, runs: str | Path, split: str = "train"):
+        self.n, self.parts, self.runs, self.split = n, parts, runs, split
+        data = training_scenes(preset, "narrow", runs, split=split)
+        self.latents, self.embeddings = self._encoded("narrow", data.pictures)
+        self.weights, self.time_ids = data.weights, sdxl_time_ids(preset.image_size)
+        with torch.no_grad():
+            self.zero = pool_embeddings(parts.tower.zero_embeddings(), n).cpu()  # [1, N, D]
+
+    def _encoded(self, name: str, pictures: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Latents [K, 4, h, w], and pooled embeddings, float16 [K, N, D], which are kept in the cache of `runs`."""
+        latents = encode_pictures(self.parts.autoencoder.to(processes().device), pictures)
+        file = f"embeddings-{self.parts.vit_id}-{self.split}-{name}-{len(pictures)}-{self.n}.npy"
+        path = project_path(self.runs) / "cache" / file
+        if not path.is_file():
+            tower = self.parts.tower.to(processes().device)
+            with replacing(path) as draft, draft.open("wb") as stream:
+                np.save(stream, embed_pictures(tower, pictures, self.n, torch.float16).cpu().numpy())
+        return latents, np.load(path, mmap_mode="r")
+
+    def batch(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Arguments of `denoising_loss`, drawn with replacement."""
+        chosen = torch.randint(len(self.latents), (size,), generator=generator)
+        return {
+            "latents": self.latents[chosen],
+            "image_embeds": torch.from_numpy(self.embeddings[chosen.numpy()]).float(),
+            "time_ids": self.time_ids.expand(size, -1),
+            "zero_embeds": self.zero,
+            "weights": self.weights[chosen],
+        }
+
+
+class EditPairs(Reconstructions):
+    """Samples of stage 2: half of them scenes after an edit with the scene before it as condition image, or the other
+    way round; the others plain scenes with a condition of zeros. What an edit changes counts more in the loss."""
+
+    def __init__(self, preset: Preset, parts: Parts, n: int, runs: str | Path, split: str = "train"):
+        super().__init__(preset, parts, n, runs, split)
+        count, cache = len(self.latents), project_path(runs) / "cache"
+        edits = draw_edits(split, count, "narrow", preset.size, cache)
+        sides = [
+            self._encoded(name, pictures) for name, pictures in (("before", edits.source), ("after", edits.target))
+        ]
+        self.side_latents = torch.stack([latents for latents, _ in sides])  # [2, K, 4, h, w]
+        self.side_embeddings = [embeddings for _, embeddings in sides]
+        changed = torch.from_numpy(~np.asarray(edits.outside)).float()[:, None]  # [K, 1, H, W]
+        weights = 1 + (EMPHASIS - 1) * F.adaptive_avg_pool2d(changed, self.latents.shape[-1])
+        self.edit_weights = weights / weights.mean()
+
+    def batch(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """As of stage 1, with the latents of the condition images, which are not scaled."""
+        edits = round(EDITS * size)
+        plain = super().batch(size - edits, generator)
+        chosen = torch.randint(len(self.latents), (edits,), generator=generator)
+        side = torch.randint(2, (edits,), generator=generator)  # which of the two is to be drawn
+        embeddings = [self.side_embeddings[s][k] for s, k in zip(side.tolist(), chosen.tolist(), strict=True)]
+        scale = self.parts.autoencoder.config.scaling_factor
+        conditions = self.side_latents[1 - side, chosen] / scale
+        drawn = {
+            "latents": self.side_latents[side, chosen],
+            "image_embeds": torch.from_numpy(np.stack(embeddings)).float(),
+            "weights": self.edit_weights[chosen],
+            "condition": conditions,
+        }
+        plain["condition"] = torch.zeros_like(plain["latents"])
+        joined = {name: torch.cat([plain[name], part]) for name, part in drawn.items()}
+        return joined | {"time_ids": self.time_ids.expand(size, -1), "zero_embeds": self.zero}
+
+
+def new_adapter(preset: Preset, sdxl_folder: Path, variant: Variant = Variant()) -> SDXLAdapter:
+    """An untrained resampler on the U-Net of an SDXL folder."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet", torch_dtype=torch.float32)
-    pooling = preset.vit.n_queries // (n or preset.n_embeddings)
-    return SDXLAdapter(unet, ResamplerXLV2(**preset.resampler_kwargs), full_ft=full_ft, vit_down=pooling)
+    pooling = preset.vit.n_queries // variant.n(preset)
+    return SDXLAdapter(unet, ResamplerXLV2(**variant.resampler(preset)), full_ft=variant.full_ft, vit_down=pooling)
 
 
-def train_stage1(
-    preset: Preset, seed: int, folder: Path, adapter: SDXLAdapter, tower, autoencoder, scheduler, runs: str | Path
+def train_adapter(
+    adapter: SDXLAdapter, samples: Reconstructions, config: TrainConfig, seed: int, folder: Path, half: bool = False
 ) -> None:
-    """Trains what of `adapter` is to be trained, on the narrow mix; `folder` gets training.json and the checkpoint.
+    """Trains what of `adapter` is to be trained; `folder` gets training.json and the checkpoint.
 
-    In a tenth of the samples the embeddings are those of the zero picture, as guidance will ask for them. Things count
-    more than background in the loss, as in the foundations. Embeddings and latents are computed once.
+    half: also keep the weights after half of the steps, in the folder `HALF`.
     """
-    config, size, device = preset.training.detokenizer, preset.image_size, processes().device
-    n = preset.n_embeddings
-    data = training_scenes(preset, "narrow", runs)
-    latents = encode_pictures(autoencoder.to(device), data.pictures)
-    embeddings = embed_pictures(tower.to(device), data.pictures, n, torch.float16)
-    with torch.no_grad():
-        zero = pool_embeddings(tower.zero_embeddings(), n).cpu()  # [1, N, D]
 
     def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        chosen = torch.randint(len(latents), (config.batch_size,), generator=generator)
-        return {
-            "latents": latents[chosen],
-            "image_embeds": embeddings[chosen].float(),
-            "time_ids": sdxl_time_ids(size).expand(len(chosen), -1),
-            "zero_embeds": zero,
-            "weights": data.weights[chosen],
-        }
+        return samples.batch(config.batch_size, generator)
 
     def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
-        return denoising_loss(model, **batch, scheduler=scheduler, generator=generator), {}
+        return denoising_loss(model, **batch, scheduler=samples.parts.scheduler, generator=generator), {}
 
-    record = train(adapter, batch_at, loss_of, config, folder, seed=seed, title="de-tokenizer, stage 1")
-    record.save(folder / "training.json")
+    title = f"de-tokenizer, stage {2 if isinstance(samples, EditPairs) else 1}"
+    visits: dict[int, Callable[[], None]] = {}
+    if half:
+        visits[config.steps // 2] = lambda: adapter.save_pretrained(folder / HALF)
+    train(adapter, batch_at, loss_of, config, folder, seed=seed, title=title, visits=visits).save(
+        folder / "training.json"
+    )
 
 
-def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
-    """Trains resampler, keys and values on the narrow mix; returns the folder of the artifact."""
-    vit_folder, sdxl_folder = vit(preset, seed=seed, runs=runs), sdxl(preset, seed=seed, runs=runs)
+@torch.no_grad()
+def validation_loss(adapter: SDXLAdapter, samples: Reconstructions, batches: int = 16, size: int = 32) -> float:
+    """The training's loss on other samples, with noise and times that are the same for every adapter."""
+    losses = []
+    for number in range(batches):
+        generator = torch.Generator().manual_seed(number)
+        batch = samples.batch(size, generator)
+        losses.append(denoising_loss(adapter, **batch, scheduler=samples.parts.scheduler, generator=generator))
+    return float(torch.stack(losses).mean())
+
+
+def stage1(
+    preset: Preset,
+    seed: int = 0,
+    retrain: bool = False,
+    runs: str | Path = "runs",
+    variant: Variant = Variant(),
+    cell: str | None = None,
+    config: TrainConfig | None = None,
+) -> Path:
+    """Trains resampler, keys and values on the narrow mix; returns the folder of the artifact.
+
+    variant, cell, config: for a cell of an ablation, its name and its training. Cells of all seeds stand on the
+    foundations of seed 0, and keep their weights at half of the steps.
+    """
+    foundations = {"seed": seed if cell is None else 0, "runs": runs}
+    vit_folder, sdxl_folder = vit(preset, **foundations), sdxl(preset, **foundations)
+    config = variant.adjusted(config or preset.training.detokenizer)
+    n = variant.n(preset)
 
     def build(folder: Path) -> None:
-        from diffusers import AutoencoderKL, DDIMScheduler
-
-        scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
-        autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32).eval()
-        tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
+        samples = Reconstructions(preset, load_parts(vit_folder, sdxl_folder), n, runs)
         torch.manual_seed(seed)
-        adapter = new_adapter(preset, sdxl_folder)
-        train_stage1(preset, seed, folder, adapter, tower, autoencoder, scheduler, runs)
+        adapter = new_adapter(preset, sdxl_folder, variant)
+        train_adapter(adapter, samples, config, seed, folder, half=cell is not None)
         adapter.save_pretrained(folder)
 
     recipe = {
-        "resampler": preset.resampler_kwargs,
-        "n_embeddings": preset.n_embeddings,
-        "training": preset.training.detokenizer.recipe,
+        "resampler": variant.resampler(preset),
+        "n_embeddings": n,
+        "training": config.recipe,
         "emphasis": EMPHASIS,
         "scenes": preset.data.train_scenes,
     }
+    recipe |= {"full_ft": True} if variant.full_ft else {}
     about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": [vit_folder, sdxl_folder]}
-    return ensure("detokenizer-stage1", build, **about, retrain=retrain, runs=runs)
+    return ensure(cell or "detokenizer-stage1", build, **about, retrain=retrain, runs=runs)
+
+
+def stage2(
+    preset: Preset,
+    seed: int = 0,
+    retrain: bool = False,
+    runs: str | Path = "runs",
+    variant: Variant = Variant(condition=True),
+    cell: str | None = None,
+    config: TrainConfig | None = None,
+) -> Path:
+    """Trains the whole U-Net with a condition image, from where the main model of stage 1 ended; returns the folder.
+    The arguments are as in `stage1`; cells of all seeds start from the main model of seed 0.
+
+    Raises ValueError for a preset without `training.detokenizer_edits`.
+    """
+    if (config := config or preset.training.detokenizer_edits) is None:
+        raise ValueError(f"preset {preset.name} has no `training.detokenizer_edits`; give its entries")
+    config, upstream = variant.adjusted(config), {"seed": seed if cell is None else 0, "runs": runs}
+    folders = [stage(preset, **upstream) for stage in (vit, sdxl, stage1)]
+
+    def build(folder: Path) -> None:
+        started = read_adapter(folders[2], folders[1])
+        samples = EditPairs(preset, load_parts(*folders[:2]), preset.n_embeddings, runs)
+        torch.manual_seed(seed)
+        pooling = started.config["vit_down"]
+        adapter = SDXLAdapterWithLatentImage(started.unet, started.resampler, full_ft=True, vit_down=pooling)
+        train_adapter(adapter, samples, config, seed, folder, half=cell is not None)
+        adapter.save_pretrained(folder)
+
+    recipe = {"training": config.recipe, "emphasis": EMPHASIS, "edits": EDITS, "scenes": preset.data.train_scenes}
+    about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": folders}
+    return ensure(cell or "detokenizer-stage2", build, **about, retrain=retrain, runs=runs)

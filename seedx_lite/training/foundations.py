@@ -59,12 +59,14 @@ class TrainingScenes(NamedTuple):
         return self.drawn.pictures
 
 
-def training_scenes(preset: Preset, mix: str, runs: str | Path, count: int | None = None) -> TrainingScenes:
-    """Draws the first `count` training scenes of a mix, or takes them from the cache in `runs`; None: those of a first
-    phase."""
+def training_scenes(
+    preset: Preset, mix: str, runs: str | Path, count: int | None = None, split: str = "train"
+) -> TrainingScenes:
+    """Draws the first `count` scenes of a mix, or takes them from the cache in `runs`; None: those of a first phase, or
+    all of a validation."""
     grid, size, latent = round(preset.vit.n_queries**0.5), preset.image_size, preset.unet.sample_size
-    count = count or preset.data.train_scenes
-    drawn = draw_scenes("train", count, mix, (size, size), grid, project_path(runs) / "cache")
+    count = count or (preset.data.train_scenes if split == "train" else preset.data.validation_scenes)
+    drawn = draw_scenes(split, count, mix, (size, size), grid, project_path(runs) / "cache")
     weights = thing_weights(torch.tensor(drawn.kind).float()).unflatten(1, (1, grid, grid))
     return TrainingScenes(drawn, grid, F.adaptive_avg_pool2d(weights, latent))
 

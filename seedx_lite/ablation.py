@@ -1,0 +1,245 @@
+"""Ablation grids: every cell, a variant trained with a seed, is trained, measured and kept; verdicts follow from all.
+
+    python -m seedx_lite ablate detokenizer
+
+A grid may be stopped at any time and goes on with what is missing. All cells stand on the foundations of seed 0; the
+seed of a cell sets data order, noise and initialisation, alike for all variants. A variant of your own is one more
+entry in `DETOKENIZERS`.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seedx_lite.artifacts import project_path, read_manifest
+from seedx_lite.data.pictures import to_sheet
+from seedx_lite.evaluation import variants
+from seedx_lite.evaluation.claims import verdicts
+from seedx_lite.evaluation.records import SHIPPED, load_record, record_path, save_record
+from seedx_lite.models.detokenizer import read_adapter
+from seedx_lite.models.scene_reader import SceneReader
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.pipelines.text_to_image import load_pipeline
+from seedx_lite.presets import TrainConfig, load_preset
+from seedx_lite.training import detokenizer
+from seedx_lite.training.detokenizer import Variant
+from seedx_lite.training.foundations import sdxl
+from seedx_lite.training.reader import reader
+from seedx_lite.training.vit import vit
+
+RECORD = "detokenizer"
+# What is otherwise than in the preset, and with how many seeds. N in the names is that of 256 tokens, as in `lite`.
+DETOKENIZERS: dict[str, tuple[Variant, int]] = {
+    "n64": (Variant(), 5),
+    "n256": (Variant(vit_down=1), 5),
+    "n32": (Variant(vit_down=8), 5),
+    "n64_full": (Variant(full_ft=True), 5),
+    "condition": (Variant(condition=True), 5),
+    "n256_latents256": (Variant(vit_down=1, latents=256), 3),
+}
+RATES, SWEEP_SEED, SWEEP_SHARE = (5e-4, 1e-3, 2e-3), 100, 4  # learning rates, tried for a quarter of the steps
+SHOWN = ("crowded", 8)  # whose first pictures the sheet of a cell shows
+AT_HALF = ("test", "crowded")  # sets that are also measured with the weights at half of the steps
+
+
+def cells(grid: Mapping[str, tuple[Variant, int]]) -> list[tuple[str, int]]:
+    """Names and seeds in the order in which they run: seed by seed, so that what is there can always be compared."""
+    most = max(seeds for _, seeds in grid.values())
+    return [(name, seed) for seed in range(most) for name, (_, seeds) in grid.items() if seed < seeds]
+
+
+class Grid:
+    """A grid of a preset with all that its cells share: foundations, and what measures them.
+
+    counts: of scenes, where they should be fewer than usual; see `Examiner`.
+    Raises ValueError for a preset without trainings of cells.
+    """
+
+    def __init__(
+        self,
+        source: str = "lite",
+        overrides: Sequence[str] = (),
+        runs: str | Path = "runs",
+        grid: Mapping[str, tuple[Variant, int]] | None = None,
+        counts: Mapping[str, int] | None = None,
+    ):
+        self.preset, self.runs, self.grid = load_preset(source, overrides), runs, grid or DETOKENIZERS
+        if None in (self.preset.training.cell, self.preset.training.detokenizer_edits):
+            keys = "`training.cell` and `training.detokenizer_edits`"
+            raise ValueError(f"preset {self.preset.name} lacks {keys}, the trainings of cells; give their entries")
+        stages = {"vit": vit, "sdxl": sdxl, "reader": reader}
+        self.folders = {name: stage(self.preset, runs=runs) for name, stage in stages.items()}
+        self.drawing = load_pipeline(self.folders["sdxl"])
+        judge = SceneReader.from_pretrained(self.folders["reader"])
+        self.examiner = variants.Examiner(self.preset, self.drawing.vae, judge, counts)
+
+    def cell(self, name: str, seed: int) -> dict[str, Any]:
+        """The record of a cell, which is trained and measured if need be."""
+        return self._kept(self._record(name), seed, self._identity(name, seed), lambda: self._measured(name, seed))
+
+    def learning_rate(self, name: str) -> float:
+        """That of `RATES` with which the variant has the lowest loss on validation scenes after a short training."""
+        losses = self._kept(
+            f"{self._record(name)}-rates", SWEEP_SEED, self._identity(name, None), lambda: self._sweep(name)
+        )
+        return RATES[int(np.argmin(losses["losses"]))]
+
+    def gather(self) -> Path:
+        """Writes the record `RECORD` of all cells that are there, with their sheets beside it, and the verdicts that
+        they allow; returns its path."""
+        told: dict[str, Any] = {"preset": self.preset.name, "seed": 0, "tolerance": 0.0, "cells": {}, "missing": []}
+        told["artifacts"] = {name: read_manifest(folder)["id"] for name, folder in self.folders.items()}
+        told |= {"steps": variants.STEPS, "guidance": variants.GUIDANCE, "counts": self.examiner.counts}
+        told["versions"] = {name: version(name) for name in ("torch", "diffusers", "numpy", "pillow")}
+        for name, seed in cells(self.grid):
+            cell = self._found(self._record(name), seed, self._identity(name, seed))
+            if cell is None:
+                told["missing"].append(f"{name}/{seed}")
+            else:
+                told["cells"].setdefault(name, {})[str(seed)] = cell
+        told["ceilings"] = self.examiner.ceilings()
+        told["verdicts"] = [asdict(one) | {"told": str(one)} for one in verdicts(by_contrast(told), told["ceilings"])]
+        return save_record(RECORD, told, self.runs)
+
+    def _record(self, name: str) -> str:
+        return f"cells/{RECORD}-{name}"
+
+    def _config(self, name: str) -> TrainConfig:
+        training, variant = self.preset.training, self.grid[name][0]
+        return training.detokenizer_edits if variant.condition else training.cell
+
+    def _identity(self, name: str, seed: int | None) -> str:
+        """Of everything that decides a cell's numbers, or for no seed those of the sweep."""
+        made = [read_manifest(folder)["id"] for folder in self.folders.values()]
+        told = [made, asdict(self.grid[name][0]), self._config(name).recipe, self.examiner.counts, seed]
+        told += [variants.STEPS, variants.GUIDANCE, list(RATES), SWEEP_SHARE]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _found(self, record: str, seed: int, identity: str) -> dict[str, Any] | None:
+        found = load_record(record, self.preset.name, seed, self.runs)
+        if found is not None and found.get("identity") != identity:
+            path = record_path(record, self.preset.name, seed, self.runs)
+            raise ValueError(
+                f"{path} is of another version of the grid or its foundations; move it away to measure anew"
+            )
+        return found
+
+    def _kept(self, record: str, seed: int, identity: str, make) -> dict[str, Any]:
+        if (found := self._found(record, seed, identity)) is None:
+            about = {"preset": self.preset.name, "seed": seed, "identity": identity, "tolerance": 0.0}
+            save_record(record, about | make(), self.runs)
+            found = self._found(record, seed, identity)
+        return found
+
+    def _trained(self, name: str, seed: int, config: TrainConfig, variant: Variant, cell: str) -> Path:
+        stage = detokenizer.stage2 if variant.condition else detokenizer.stage1
+        return stage(self.preset, seed, runs=self.runs, variant=variant, cell=cell, config=config)
+
+    def _sweep(self, name: str) -> dict[str, Any]:
+        variant, config = self.grid[name][0], self._config(name)
+        short = replace(config, steps=max(1, config.steps // SWEEP_SHARE))
+        parts = detokenizer.load_parts(self.folders["vit"], self.folders["sdxl"])
+        kind = detokenizer.EditPairs if variant.condition else detokenizer.Reconstructions
+        samples = kind(self.preset, parts, variant.n(self.preset), self.runs, "validation")
+        losses = []
+        for rate in RATES:
+            tried = replace(variant, learning_rate=rate)
+            folder = self._trained(name, SWEEP_SEED, short, tried, f"cell-{name}-rate{rate:g}")
+            losses.append(detokenizer.validation_loss(read_adapter(folder, self.folders["sdxl"]), samples))
+        return {"rates": list(RATES), "steps": short.steps, "losses": losses}
+
+    def _measured(self, name: str, seed: int) -> dict[str, Any]:
+        variant = replace(self.grid[name][0], learning_rate=self.learning_rate(name))
+        began = time.perf_counter()
+        folder = self._trained(name, seed, self._config(name), variant, f"cell-{name}")
+        trained = time.perf_counter()
+        pipe, half = (self._pipeline(adapter) for adapter in (folder, folder / detokenizer.HALF))
+        told = {"learning_rate": variant.learning_rate, "detokenizer": read_manifest(folder)["id"]}
+        told["sets"] = self.examiner.measure(pipe, seed)
+        if variant.condition:
+            told["sets"] |= self.examiner.measure_edits(pipe, seed)
+        told["half"] = self.examiner.measure(half, seed, AT_HALF)
+        if not variant.condition:  # a U-Net with other channels cannot draw from captions any more
+            self.drawing.unet = pipe.unet
+            told["captions"] = self.examiner.measure_captions(self.drawing, seed)
+        which, count = SHOWN
+        sheet = project_path(self.runs) / self.preset.name / "cells" / f"{RECORD}-{name}-seed{seed}.jpg"
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        to_sheet(self.examiner.reconstructions(pipe, which, seed, count)).save(sheet, quality=90, subsampling=0)
+        run = json.loads((folder / "training.json").read_text())
+        measured = time.perf_counter() - trained
+        seconds = {"training": run["seconds"], "training and loading": trained - began, "measuring": measured}
+        return told | {"seconds": seconds, "hardware": run["hardware"], "threads": torch.get_num_threads()}
+
+    def _pipeline(self, adapter: Path) -> DetokenizerPipeline:
+        pipe = DetokenizerPipeline.from_artifacts(self.folders["vit"], self.folders["sdxl"], adapter)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+def by_contrast(record: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+    """The cells of a record as `claims.verdicts` takes them: by variant, seed, set and metric; the variant with a
+    condition image once with it (`condition_on`) and once without, both under the set `edits`."""
+    told: dict[str, dict[int, dict[str, Any]]] = {}
+    for name, seeds in record["cells"].items():
+        told[name] = {int(seed): cell["sets"] for seed, cell in seeds.items()}
+        for side in ("condition_on", "condition_off"):
+            if all(side in cell["sets"] for cell in seeds.values()):
+                told[side] = {int(seed): {"edits": cell["sets"][side]} for seed, cell in seeds.items()}
+    return told
+
+
+@lru_cache(maxsize=1)
+def _grid(source: str, overrides: tuple[str, ...], runs: str) -> Grid:
+    return Grid(source, overrides, runs)
+
+
+def _run_cell(source: str, overrides: tuple[str, ...], runs: str, name: str, seed: int) -> str:
+    cell = _grid(source, overrides, runs).cell(name, seed)
+    f1 = cell["sets"]["test"]["f1"]["mean"]
+    return f"{name}, seed {seed}: scene F1 {f1:.3f}, {cell['seconds']['training'] / 60:.1f} min of training"
+
+
+def run(
+    source: str = "lite",
+    overrides: Sequence[str] = (),
+    runs: str | Path = "runs",
+    processes: int = 1,
+    only: Sequence[str] = (),
+) -> Path:
+    """Runs all cells that are missing, of the variants `only` (none: of all), and gathers; returns the record's path.
+
+    processes: cells at a time, among which the cores are shared out. Raises ValueError for an unknown variant.
+    """
+    if unknown := set(only) - DETOKENIZERS.keys():
+        raise ValueError(f"no variant {', '.join(sorted(unknown))}; known are {', '.join(DETOKENIZERS)}")
+    shared = (str(source), tuple(overrides), str(runs))
+    grid = _grid(*shared)  # trains the foundations once, if they are missing
+    todo = [(*shared, *cell) for cell in cells(grid.grid) if not only or cell[0] in only]
+    for name in dict.fromkeys(name for *_, name, _ in todo):
+        grid.learning_rate(name)
+    if processes == 1:
+        for cell in todo:
+            print(_run_cell(*cell), flush=True)
+    else:
+        context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // processes)
+        with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
+            for line in pool.map(_run_cell, *zip(*todo, strict=True)):
+                print(line, flush=True)
+    return grid.gather()
+
+
+def shipped_sheets() -> Path:
+    """Where the sheets of the cells of `lite` are committed."""
+    return project_path(SHIPPED) / RECORD

@@ -1,0 +1,88 @@
+"""Verdicts on the paper's claims, by the rules of `claims.yaml`, which were fixed before the experiments."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .statistics import interval
+
+RULES = Path(__file__).with_name("claims.yaml")
+Cells = Mapping[str, Mapping[int, Mapping[str, Mapping[str, Mapping[str, float]]]]]  # variant, seed, set, metric, mean
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One part of a claim, with the mean of the paired differences and its 95 % t-interval over the seeds, in the units
+    of the metric, as is the margin."""
+
+    claim: str
+    part: str
+    rule: Mapping[str, Any]
+    differences: dict[int, float]  # by seed
+    effect: dict[str, float] | None  # mean, low, high; None, as the margin, for fewer than two seeds
+    margin: float | None
+    verdict: str
+
+    def __str__(self) -> str:
+        first, second = self.rule["contrast"]
+        what = f"{self.claim}, {self.part}: {self.rule['metric']} of {first} - {second}, {self.rule['set']} scenes"
+        if self.effect is None:
+            return f"{what}: {self.verdict}, {len(self.differences)} seeds"
+        told = f"{self.effect['mean']:+.4f} [{self.effect['low']:+.4f}, {self.effect['high']:+.4f}]"
+        return f"{what}: {told}, margin {self.margin:.4f}, {len(self.differences)} seeds: {self.verdict}"
+
+
+def read_rules() -> dict[str, Any]:
+    """The claims and their parts, by name."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(RULES))
+
+
+def judge(effect: Mapping[str, float], margin: float, want: str) -> str:
+    """The verdict on an effect {"mean", "low", "high"}; want: more, less or no_less. Raises ValueError for others."""
+    if want not in ("more", "less", "no_less"):
+        raise ValueError(f"want: {want!r}: expected more, less or no_less")
+    low, high = effect["low"], effect["high"]
+    if want == "less":
+        low, high = -high, -low
+    if high < -margin:
+        return "reversed"
+    if low > (-margin if want == "no_less" else margin):
+        return "reproduced"
+    return "no difference" if -margin < low and high < margin else "inconclusive"
+
+
+def together(verdicts: Sequence[str]) -> str:
+    """The verdict on a claim from those on its parts."""
+    if len(set(verdicts)) == 1:
+        return verdicts[0]
+    return "in part" if "reproduced" in verdicts else "inconclusive"
+
+
+def verdicts(cells: Cells, ceilings: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[Verdict]:
+    """A verdict on each part of each claim whose cells are there; `unfinished` where fewer than two seeds have both.
+
+    ceilings: by set and metric, the mean over VAE round trips of the same pictures.
+    """
+    told = []
+    for claim, rules in read_rules().items():
+        for part, rule in rules["parts"].items():
+            where, metric = rule["set"], rule["metric"]
+            first, second = (
+                {
+                    seed: sets[where][metric]["mean"]
+                    for seed, sets in cells.get(name, {}).items()
+                    if metric in sets.get(where, {})
+                }
+                for name in rule["contrast"]
+            )
+            differences = {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
+            if len(differences) < 2:
+                told.append(Verdict(claim, part, rule, differences, None, None, "unfinished"))
+                continue
+            margin = rule["margin"] * (ceilings[where][metric]["mean"] if rule["of_ceiling"] else 1)
+            effect = interval(list(differences.values()))
+            told.append(Verdict(claim, part, rule, differences, effect, margin, judge(effect, margin, rule["want"])))
+    return told

@@ -1,0 +1,80 @@
+"""Edited pictures: is the change there, and has everything else stayed?"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from seedx_lite.data.drawn import DrawnEdits, draw_edits
+from seedx_lite.models.autoencoder import round_trips
+from seedx_lite.models.scene_reader import SceneReader
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.world.edits import Edit, sample_edit
+from seedx_lite.world.scene import Scene, Thing
+from .reconstruction import reconstruct
+from .scene_reader import MATCH, centre, read_scenes
+from .statistics import bootstrap
+
+
+def success(edit: Edit, read: Scene) -> bool:
+    """Whether a reading shows the change: what is new is there with its colour and pose, what has gone is not, and sky
+    and ground are those of the target. What the edit leaves alone does not count. A thing that moved a little is where
+    the reading is nearer to."""
+    gone = [thing for thing in edit.source.things if thing not in edit.target.things]
+    new = [thing for thing in edit.target.things if thing not in edit.source.things]
+    seen = [_nearest(thing, read, edit, gone + new) for thing in read.things]
+    shown = all(thing in seen for thing in new) and not any(thing in seen for thing in gone)
+    return shown and (read.sky, read.ground) == (edit.target.sky, edit.target.ground)
+
+
+def _nearest(seen: Thing, read: Scene, edit: Edit, things: Sequence[Thing]) -> Thing | None:
+    """Of the things with the kind, colour and pose of one that was read, the nearest within `MATCH`."""
+    alike = [one for one in things if (one.kind, one.colour, one.pose) == (seen.kind, seen.colour, seen.pose)]
+    gaps = [np.hypot(*np.subtract(centre(read, seen), centre(edit.source, one))) for one in alike]
+    return alike[int(np.argmin(gaps))] if gaps and min(gaps) <= MATCH else None
+
+
+def outside_error(target: np.ndarray, picture: np.ndarray, outside: np.ndarray) -> float:
+    """Mean absolute difference of two pictures uint8 [H, W, 3] per channel where the mask [H, W] is set, in levels of
+    0..255. Raises ValueError for a mask without any pixel."""
+    if not outside.any():
+        raise ValueError("an edit of the whole picture has no outside; leave it out")
+    return float(np.abs(picture[outside].astype(float) - target[outside]).mean())
+
+
+@lru_cache(maxsize=2)
+def held_edits(count: int, size: tuple[int, int], split: str = "test") -> tuple[list[Edit], DrawnEdits]:
+    """The first edits of a split, with their pictures."""
+    return [sample_edit(index, split, "narrow", size) for index in range(count)], draw_edits(split, count, size=size)
+
+
+def judge_edits(
+    edits: Sequence[Edit], drawn: DrawnEdits, pictures: Sequence[np.ndarray], reader: SceneReader
+) -> dict[str, dict[str, float]]:
+    """`success` and `outside_error` of pictures that should be the targets: means with intervals; also `success` by
+    kind of edit."""
+    shown = [success(edit, read) for edit, read in zip(edits, read_scenes(reader, pictures), strict=True)]
+    told = {"success": bootstrap([(one, 1) for one in shown])}
+    rows = zip(drawn.target, pictures, drawn.outside, strict=True)
+    told["outside_error"] = bootstrap([(outside_error(*row), 1) for row in rows if row[2].any()])
+    for kind in sorted({edit.kind for edit in edits}):
+        told[kind] = bootstrap([(one, 1) for one, edit in zip(shown, edits, strict=True) if edit.kind == kind])
+    return told
+
+
+def edited(
+    pipe: DetokenizerPipeline, drawn: DrawnEdits, condition: bool, seed: int, **options: Any
+) -> list[np.ndarray]:
+    """Targets drawn from their visual embeddings, with the source as condition image or without any; options go to
+    `reconstruct`."""
+    sources = [Image.fromarray(picture) for picture in drawn.source] if condition else None
+    options |= {"condition_images": sources} if condition else {}
+    return reconstruct(pipe, list(drawn.target), range(len(drawn.target)), seed=seed, **options)
+
+
+def edit_ceiling(vae, reader: SceneReader, count: int, size: tuple[int, int]) -> dict[str, dict[str, float]]:
+    """`judge_edits` of VAE round trips of the targets."""
+    edits, drawn = held_edits(count, size)
+    return judge_edits(edits, drawn, list(round_trips(vae, drawn.target)), reader)

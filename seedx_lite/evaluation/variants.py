@@ -1,0 +1,118 @@
+"""One de-tokenizer of a comparison, measured: what the scene reader, pixels and small parts say of its pictures.
+
+Four sets of scenes to reconstruct: `test`; `crowded`, with three things; `composition`, with combinations that no
+training showed; and `broad`, in looks that de-tokenizers are not tuned on. And edits, for one that takes a condition
+image. Each has its ceiling: the same numbers for VAE round trips.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from seedx_lite.data.drawn import scenes
+from seedx_lite.models.autoencoder import round_trips
+from seedx_lite.models.scene_reader import SceneReader
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.pipelines.text_to_image import draw_captions
+from seedx_lite.presets import Preset
+from seedx_lite.world.language import canonical_caption
+from seedx_lite.world.scene import Scene, sample_scene
+from .editing import edit_ceiling, edited, held_edits, judge_edits
+from .images import psnr, ssim
+from .reconstruction import Target, colour_error, part_ious, reconstruct, thing_iou
+from .scene_reader import compare_all, read_scenes, summarise
+from .statistics import bootstrap
+
+SETS = {  # split, mix, number of things (None: one to three), number of scenes
+    "test": ("test", "narrow", None, 512),
+    "crowded": ("test", "narrow", 3, 256),
+    "composition": ("composition", "narrow", None, 256),
+    "broad": ("test", "broad", None, 256),
+}
+EDITS, CAPTIONS = 512, 128  # of edits, and of captions that a fine-tuned U-Net draws from, to see what it forgot
+PART_PASSES = 0.5  # overlap that a small part has after a VAE round trip, to be asked for
+STEPS, GUIDANCE = 12, 2.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """The scenes of a set, what they are judged by, and for each which small parts pass the VAE: bool [P]."""
+
+    scenes: list[Scene]
+    targets: list[Target]
+    passed: list[np.ndarray]
+    ceiling: dict[str, dict[str, float]]
+
+    @property
+    def pictures(self) -> list[np.ndarray]:
+        """uint8 [H, W, 3]"""
+        return [target.picture for target in self.targets]
+
+
+class Examiner:
+    """Measures de-tokenizers of one preset that share VAE and U-Net; scenes are drawn once. counts: of scenes, where
+    they should be fewer than in `SETS`, and of `edits` and `captions`."""
+
+    def __init__(self, preset: Preset, vae, reader: SceneReader, counts: Mapping[str, int] | None = None):
+        self.size, self.vae, self.reader = preset.size, vae, reader
+        self.counts = {name: many for name, (*_, many) in SETS.items()} | {"edits": EDITS, "captions": CAPTIONS}
+        self.counts |= counts or {}
+        self._held: dict[str, Held] = {}
+
+    def held(self, name: str) -> Held:
+        """A set of `SETS`."""
+        if name not in self._held:
+            split, mix, things, _ = SETS[name]
+            chosen = [sample_scene(index, split, mix, self.size, things) for index in range(self.counts[name])]
+            targets = [Target.of(scene) for scene in chosen]
+            back = list(round_trips(self.vae, np.stack([target.picture for target in targets])))
+            passed = [part_ious(*pair) >= PART_PASSES for pair in zip(targets, back, strict=True)]
+            self._held[name] = held = Held(chosen, targets, passed, {})
+            held.ceiling.update(self.judge(held, back))
+        return self._held[name]
+
+    def judge(self, held: Held, drawn: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+        """Means with intervals over the scenes of a set. Of the reader: scene F1, colour, pose, position error (in
+        widths), background; `part_iou` of the small parts that pass the VAE, `thing_iou`, `colour_error` (levels),
+        `psnr` (dB), `ssim`."""
+        told = summarise(compare_all(held.scenes, read_scenes(self.reader, drawn)))
+        pairs = list(zip(held.targets, drawn, strict=True))
+        parts = [part_ious(*pair)[passed] for pair, passed in zip(pairs, held.passed, strict=True)]
+        if any(map(len, parts)):
+            told["part_iou"] = bootstrap([(part.sum(), len(part)) for part in parts])
+        for measure in (thing_iou, colour_error):
+            told[measure.__name__] = bootstrap([(measure(*pair), 1) for pair in pairs])
+        for measure in (psnr, ssim):
+            told[measure.__name__] = bootstrap([(measure(target.picture, picture), 1) for target, picture in pairs])
+        return told
+
+    def ceilings(self) -> dict[str, dict[str, dict[str, float]]]:
+        """What VAE round trips reach, by set."""
+        told = {name: self.held(name).ceiling for name in SETS}
+        return told | {"edits": edit_ceiling(self.vae, self.reader, self.counts["edits"], self.size)}
+
+    def reconstructions(self, pipe: DetokenizerPipeline, name: str, seed: int, count: int | None = None):
+        """The pictures of a set, or the first of them, drawn from their embeddings; noise by place and seed."""
+        pictures = self.held(name).pictures[:count]
+        return reconstruct(pipe, pictures, range(len(pictures)), STEPS, GUIDANCE, seed, quick=True)
+
+    def measure(self, pipe: DetokenizerPipeline, seed: int, sets: Sequence[str] = tuple(SETS)) -> dict[str, Any]:
+        """`judge` of reconstructions, by set."""
+        return {name: self.judge(self.held(name), self.reconstructions(pipe, name, seed)) for name in sets}
+
+    def measure_edits(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, dict[str, Any]]:
+        """`judge_edits` with the source as condition image (`condition_on`) and without (`condition_off`)."""
+        edits, drawn = held_edits(self.counts["edits"], self.size)
+        told = {}
+        for name, condition in (("condition_on", True), ("condition_off", False)):
+            pictures = edited(pipe, drawn, condition, seed, steps=STEPS, guidance=GUIDANCE, quick=True)
+            told[name] = judge_edits(edits, drawn, pictures, self.reader)
+        return told
+
+    def measure_captions(self, text_to_image, seed: int) -> dict[str, dict[str, float]]:
+        """What the reader says of pictures that a `StableDiffusionXLPipeline` draws from full captions."""
+        wanted = scenes("test", self.counts["captions"], "narrow", self.size)
+        drawn = draw_captions(text_to_image, [canonical_caption(scene) for scene in wanted], seed, STEPS, quick=True)
+        return summarise(compare_all(wanted, read_scenes(self.reader, drawn), by_place=True))

@@ -1,0 +1,68 @@
+"""Verdicts, on differences whose verdict is known."""
+
+import pytest
+
+from seedx_lite.evaluation.claims import judge, read_rules, together, verdicts
+from seedx_lite.evaluation.statistics import interval
+
+
+@pytest.mark.parametrize(
+    ("want", "low", "high", "verdict"),
+    [
+        ("more", 0.03, 0.09, "reproduced"),
+        ("more", 0.01, 0.09, "inconclusive"),
+        ("more", -0.01, 0.01, "no difference"),
+        ("more", -0.09, -0.03, "reversed"),
+        ("less", -0.09, -0.03, "reproduced"),
+        ("less", 0.03, 0.09, "reversed"),
+        ("less", -0.09, -0.01, "inconclusive"),
+        ("no_less", -0.01, 0.09, "reproduced"),
+        ("no_less", -0.03, 0.09, "inconclusive"),
+        ("no_less", -0.09, -0.03, "reversed"),
+    ],
+)
+def test_judge(want, low, high, verdict):
+    assert judge({"mean": (low + high) / 2, "low": low, "high": high}, 0.02, want) == verdict
+
+
+def test_judge_refuses_another_wish():
+    with pytest.raises(ValueError, match="want: 'better': expected more, less or no_less"):
+        judge(interval([0.1, 0.2]), 0.02, "better")
+
+
+def test_a_claim_needs_all_its_parts():
+    assert together(["reproduced", "reproduced"]) == "reproduced"
+    assert together(["reproduced", "reversed"]) == "in part"
+    assert together(["no difference", "inconclusive"]) == "inconclusive"
+
+
+def _cells(**poses):
+    return {name: {s: {"crowded": {"pose": {"mean": p}}} for s, p in enumerate(ps)} for name, ps in poses.items()}
+
+
+def test_verdicts_are_paired_by_seed():
+    """Bug: means of all seeds compared, with the spread between seeds for an error; seeds that only one side has."""
+    cells = _cells(n256=[0.5, 0.7, 0.9], n64=[0.4, 0.6, 0.8, 0.1])
+    told = {(v.claim, v.part): v for v in verdicts(cells, {"crowded": {"pose": {"mean": 0.5}}})}
+    posture = told["A", "posture"]
+    assert posture.differences == pytest.approx({0: 0.1, 1: 0.1, 2: 0.1})
+    assert posture.margin == pytest.approx(0.01) and posture.verdict == "reproduced"
+    assert "pose of n256 - n64, crowded scenes: +0.1000" in str(posture)
+    assert {v.verdict for key, v in told.items() if key != ("A", "posture")} == {"unfinished"}
+
+
+def test_rules_name_cells_and_metrics_that_exist():
+    """Bug: a misspelt metric, found only when the grid of many hours is done."""
+    from seedx_lite.ablation import DETOKENIZERS
+    from seedx_lite.evaluation.variants import SETS
+
+    for rules in read_rules().values():
+        for rule in rules["parts"].values():
+            assert rule["want"] in ("more", "less", "no_less") and rule["margin"] > 0
+            if rule["set"] == "edits":
+                assert rule["contrast"] == ["condition_on", "condition_off"]
+                assert rule["metric"] in ("outside_error", "success")
+            else:
+                assert rule["set"] in SETS and set(rule["contrast"]) <= DETOKENIZERS.keys()
+                assert rule["metric"] in ("pose", "position_error", "part_iou", "f1")
+                assert all(DETOKENIZERS[name][1] == 5 for name in rule["contrast"])

@@ -1,0 +1,90 @@
+"""A grid at the size of a test: run, stopped, resumed, read."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from seedx_lite import ablation
+from seedx_lite.artifacts import read_manifest
+from seedx_lite.models.detokenizer import SDXLAdapterWithLatentImage, read_adapter
+from seedx_lite.training.detokenizer import Variant, stage1
+
+COUNTS = {"test": 4, "crowded": 3, "composition": 3, "broad": 3, "edits": 4, "captions": 2}
+SMALL = {"n64": (Variant(), 2), "condition": (Variant(condition=True), 1), "n256": (Variant(vit_down=1), 1)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def grid(runs):
+    return ablation.Grid("smoke", runs=runs, grid=SMALL, counts=COUNTS)
+
+
+@pytest.fixture(scope="module")
+def measured(grid):
+    return {cell: grid.cell(*cell) for cell in ablation.cells(SMALL)}
+
+
+def test_seeds_run_side_by_side():
+    assert ablation.cells({"a": (Variant(), 2), "b": (Variant(), 1)}) == [("a", 0), ("b", 0), ("a", 1)]
+
+
+def test_cells_tell_of_all_sets_and_both_budgets(measured):
+    """Bugs: a seed that changes nothing; weights of half the steps that are those of all."""
+    first, second = measured["n64", 0], measured["n64", 1]
+    assert set(first["sets"]) == {"test", "crowded", "composition", "broad"} and "f1" in first["captions"]
+    assert first["sets"]["test"]["psnr"] != second["sets"]["test"]["psnr"]
+    assert first["sets"]["test"]["psnr"] != first["half"]["test"]["psnr"]
+    edits = measured["condition", 0]["sets"]
+    assert edits["condition_on"]["outside_error"] != edits["condition_off"]["outside_error"]
+
+
+def test_cells_stand_on_the_same_foundations(runs, measured, grid):
+    """Bug: the foundations of another seed, or another main model, under the cells of each seed."""
+    cells = sorted((runs / "smoke").glob("cell-n64-seed*"))
+    upstream = [read_manifest(cell)["upstream"] for cell in cells if cell.is_dir()]
+    assert len(upstream) == 2 and upstream[0] == upstream[1]
+    started = read_manifest(runs / "smoke" / "cell-condition-seed0")["upstream"]
+    assert started["detokenizer-stage1"] == read_manifest(stage1(grid.preset, runs=runs))["id"]
+
+
+def test_stage_2_starts_as_stage_1(runs, measured, grid):
+    """Bugs: a widened convolution that is not zero; a condition image that is never shown."""
+    first = read_adapter(stage1(grid.preset, runs=runs), grid.folders["sdxl"])
+    trained = read_adapter(runs / "smoke" / "cell-condition-seed0", grid.folders["sdxl"])
+    assert isinstance(trained, SDXLAdapterWithLatentImage) and trained.config["full_ft"]
+    weight = trained.unet.conv_in.weight
+    assert weight.shape[1] == 8 and weight[:, 4:].abs().max() > 0
+    assert torch.nn.functional.cosine_similarity(weight[:, :4].flatten(), first.unet.conv_in.weight.flatten(), 0) > 0.9
+
+
+def test_what_is_done_is_not_done_again(grid, measured, monkeypatch):
+    monkeypatch.setattr(grid, "_measured", None)
+    assert grid.cell("n64", 1) == measured["n64", 1]
+
+
+def test_a_stopped_grid_tells_what_is_missing(grid, measured):
+    wanted = grid.grid | {"n32": (Variant(vit_down=8), 1)}
+    path = ablation.Grid("smoke", runs=grid.runs, grid=wanted, counts=COUNTS).gather()
+    record = json.loads(path.read_text())
+    assert record["missing"] == ["n32/0"] and record["cells"]["n64"]["1"] == measured["n64", 1]
+    assert {told["verdict"] for told in record["verdicts"]} == {"unfinished"}
+    assert record["ceilings"]["test"]["psnr"]["mean"] > 0 and "success" in record["ceilings"]["edits"]
+
+
+def test_cells_of_another_version_are_refused(grid, measured):
+    other = ablation.Grid("smoke", ["training.cell.steps=5"], grid.runs, SMALL, COUNTS)
+    with pytest.raises(ValueError, match=r"detokenizer-n64-seed0\.json is of another version of the grid"):
+        other.cell("n64", 0)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=re.escape("no variant n65; known are n64, n256")):
+        ablation.run("smoke", only=["n65"])
+    with pytest.raises(ValueError, match=r"lacks `training\.cell` and"):
+        ablation.Grid("seedx-17b")
