@@ -25,7 +25,7 @@ def new_adapter(preset: Preset, sdxl_folder: Path, full_ft: bool = False, n: int
     """An untrained resampler on the U-Net of an SDXL folder; `n` visual embeddings instead of the preset's."""
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet", dtype=torch.float32)
     pooling = preset.vit.n_queries // (n or preset.n_embeddings)
     return SDXLAdapter(unet, ResamplerXLV2(**preset.resampler_kwargs), full_ft=full_ft, vit_down=pooling)
 
@@ -71,7 +71,7 @@ def stage1(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Pat
         from diffusers import AutoencoderKL, DDIMScheduler
 
         scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
-        autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32).eval()
+        autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", dtype=torch.float32).eval()
         tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
         torch.manual_seed(seed)
         adapter = new_adapter(preset, sdxl_folder)
