@@ -173,6 +173,8 @@ class Grid:
         if not variant.condition:  # a U-Net with other channels cannot draw from captions any more
             self.drawing.unet = pipe.unet
             told["captions"] = self.examiner.measure_captions(self.drawing, seed)
+        if seed == 0:
+            told["first"] = self.examiner.measure_first(pipe, seed)
         which, count = SHOWN
         sheet = project_path(self.runs) / self.preset.name / "cells" / f"{RECORD}-{name}-seed{seed}.jpg"
         sheet.parent.mkdir(parents=True, exist_ok=True)

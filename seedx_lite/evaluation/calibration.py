@@ -36,7 +36,7 @@ def calibrate(preset: Preset, folders: Mapping[str, Path], count: int = SCENES) 
     """
     size, grid = preset.size, 1
     readers = {name: SceneReader.from_pretrained(folders[name]) for name in ("reader", "reader_2")}
-    vae = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", dtype=torch.float32).eval()
     sets = {"renders": ("test", "narrow"), "broad": ("test", "broad"), "composition": ("composition", "narrow")}
     wanted = {name: scenes(split, count, mix, size) for name, (split, mix) in sets.items()}
     pictures = {name: draw_scenes(split, count, mix, size, grid).pictures for name, (split, mix) in sets.items()}

@@ -98,7 +98,11 @@ def _redrawn(
 
 
 def measure_tolerance(
-    pipe: DetokenizerPipeline, targets: Sequence[Target], numbers: Mapping[str, Sequence[float]], seed: int
+    pipe: DetokenizerPipeline,
+    targets: Sequence[Target],
+    numbers: Mapping[str, Sequence[float]],
+    seed: int,
+    steps: int = STEPS,
 ) -> dict[str, Any]:
     """By how much `numbers`, those of the first scenes, differ when nothing but arithmetic does.
 
@@ -109,7 +113,7 @@ def measure_tolerance(
     reference = {metric: values[: len(targets)] for metric, values in numbers.items()}
 
     def repeat(pipe: DetokenizerPipeline, **kwargs: Any) -> dict[str, float]:
-        return mean_differences(reference, _redrawn(pipe, targets, STEPS, GUIDANCE, seed, **kwargs))
+        return mean_differences(reference, _redrawn(pipe, targets, steps, GUIDANCE, seed, **kwargs))
 
     repeats = on_threads(lambda: repeat(pipe))
     repeats["batches of 5"] = repeat(pipe, batch_size=5)

@@ -19,9 +19,10 @@ from seedx_lite.pipelines.text_to_image import draw_captions
 from seedx_lite.presets import Preset
 from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import Scene, sample_scene
+from .detokenizer import measure_tolerance
 from .editing import edit_ceiling, edited, held_edits, judge_edits
 from .images import psnr, ssim
-from .reconstruction import Target, colour_error, part_ious, reconstruct, thing_iou
+from .reconstruction import Target, colour_error, judge, part_ious, reconstruct, thing_iou
 from .scene_reader import compare_all, read_scenes, summarise
 from .statistics import bootstrap
 
@@ -33,6 +34,7 @@ SETS = {  # split, mix, number of things (None: one to three), number of scenes
 }
 EDITS, CAPTIONS = 512, 128  # of edits, and of captions that a fine-tuned U-Net draws from, to see what it forgot
 PART_PASSES = 0.5  # overlap that a small part has after a VAE round trip, to be asked for
+FIRST = 16  # crowded scenes that are drawn again to check a record
 STEPS, GUIDANCE = 12, 2.0
 
 
@@ -101,6 +103,14 @@ class Examiner:
     def measure(self, pipe: DetokenizerPipeline, seed: int, sets: Sequence[str] = tuple(SETS)) -> dict[str, Any]:
         """`judge` of reconstructions, by set."""
         return {name: self.judge(self.held(name), self.reconstructions(pipe, name, seed)) for name in sets}
+
+    def measure_first(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, Any]:
+        """Numbers of each of the first `FIRST` crowded scenes, drawn in float32, and by how much they may differ on
+        another machine: what a notebook computes again."""
+        targets = self.held("crowded").targets[:FIRST]
+        pictures = [target.picture for target in targets]
+        numbers = judge(targets, reconstruct(pipe, pictures, range(len(targets)), STEPS, GUIDANCE, seed))
+        return {"numbers": numbers, "tolerance": measure_tolerance(pipe, targets, numbers, seed, STEPS)}
 
     def measure_edits(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, dict[str, Any]]:
         """`judge_edits` with the source as condition image (`condition_on`) and without (`condition_off`)."""

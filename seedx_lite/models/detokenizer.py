@@ -89,7 +89,7 @@ class SDXLAdapter(nn.Module):
             base = Path(sdxl, "unet", "config.json")
             if not base.is_file():
                 raise FileNotFoundError(f"{base} is missing; give the folder of an SDXL-type pipeline, or train one")
-            sdxl = UNet2DConditionModel.from_pretrained(sdxl, subfolder="unet", torch_dtype=torch.float32)
+            sdxl = UNet2DConditionModel.from_pretrained(sdxl, subfolder="unet", dtype=torch.float32)
         resampler = build(ResamplerXLV2, config.pop("resampler", {}), folder)
         adapter = build(partial(cls, sdxl, resampler), config, folder)
         load_tensors(adapter, tensors, folder, required=adapter.trained_names())

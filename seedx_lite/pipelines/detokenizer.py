@@ -73,7 +73,7 @@ class DetokenizerPipeline(DiffusionPipeline):
         trained = read_adapter(adapter, sdxl)
         return cls(
             VisionTransformerWithAttnPool.from_pretrained(vit),
-            AutoencoderKL.from_pretrained(sdxl, subfolder="vae", torch_dtype=torch.float32),
+            AutoencoderKL.from_pretrained(sdxl, subfolder="vae", dtype=torch.float32),
             trained.unet,
             trained.resampler,
             _read_scheduler(Path(sdxl)),
@@ -89,7 +89,7 @@ class DetokenizerPipeline(DiffusionPipeline):
         self.save_config(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, torch_dtype: torch.dtype = torch.float32) -> Self:
+    def from_pretrained(cls, folder: str | Path, dtype: torch.dtype = torch.float32) -> Self:
         """Read a folder of `save_pretrained`. Raises FileNotFoundError or ValueError that names the file."""
         folder = Path(folder)
         index = folder / cls.config_name
@@ -99,10 +99,10 @@ class DetokenizerPipeline(DiffusionPipeline):
         if settings.get("_class_name") != cls.__name__:
             raise ValueError(f"{index} is of a {settings.get('_class_name')}, expected {cls.__name__}")
         return cls(
-            VisionTransformerWithAttnPool.from_pretrained(folder / "vit").to(torch_dtype),
-            AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch_dtype),
-            UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch_dtype),
-            ResamplerXLV2.from_pretrained(folder / "resampler").to(torch_dtype),
+            VisionTransformerWithAttnPool.from_pretrained(folder / "vit").to(dtype),
+            AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=dtype),
+            UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=dtype),
+            ResamplerXLV2.from_pretrained(folder / "resampler").to(dtype),
             _read_scheduler(folder),
             vit_down=settings["vit_down"],
             official=settings["official"],

@@ -22,7 +22,7 @@ def load_pipeline(folder: str | Path):
 
     if Path(folder, MANIFEST).is_file():  # else it is not ours, and diffusers judges it
         check(Path(folder))
-    pipe = StableDiffusionXLPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = StableDiffusionXLPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -308,7 +308,7 @@ def pilot(preset: Preset, prediction_type: str, folders: Mapping[str, Path], see
     training = replace(preset.training, sdxl=short, sdxl_words=None)
     taught = replace(preset.text_to_image, prediction_type=prediction_type)
     preset = replace(preset, training=training, text_to_image=taught)
-    autoencoder = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", torch_dtype=torch.float32).eval()
+    autoencoder = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", dtype=torch.float32).eval()
     text, scheduler = load_text_encoders(folders["vit"]), DDIMScheduler(**noise_schedule(preset))
     folder = project_path(runs) / preset.name / f"pilot-{prediction_type}-seed{seed}"
     unet = train_unet(preset, seed, folder, training_scenes(preset, "broad", runs), autoencoder, text, scheduler)

@@ -10,6 +10,7 @@ from PIL import Image
 from seedx_lite.artifacts import read_manifest
 from seedx_lite.bench import measure_sampling
 from seedx_lite.evaluation import calibration, language_model, text_to_image
+from seedx_lite.evaluation.records import load_record
 from seedx_lite.pipelines.text_to_image import draw_captions, load_pipeline
 from seedx_lite.presets import load_preset
 from seedx_lite.training.detokenizer import stage1
@@ -65,7 +66,8 @@ def test_pilots(runs, folders):
     assert [pipe.scheduler.config.prediction_type for pipe in pipes.values()] == list(pipes)
     weights = [pipe.unet.conv_out.weight for pipe in pipes.values()]
     assert not torch.equal(*weights)
-    record = json.loads(text_to_image.compare_pilots(SMOKE, pipes, folders["reader"], runs=runs).read_text())
+    text_to_image.compare_pilots(SMOKE, pipes, folders["reader"], runs=runs)
+    record = load_record(text_to_image.PILOTS, "smoke", runs=runs)
     assert {"f1", "background"} <= set(record["epsilon"]) == set(record["v_prediction"])
     assert before == {name: read_manifest(folder)["files"] for name, folder in folders.items()}
 

@@ -13,9 +13,13 @@ from seedx_lite.evaluation.reconstruction import held_out, judge, reconstruct
 from seedx_lite.evaluation.records import load_record
 from seedx_lite.evaluation.scene_reader import compare_all, read_scenes, summarise
 from seedx_lite.evaluation.statistics import agreement
+from seedx_lite.evaluation.text_to_image import FIRST as DRAWN_FIRST
+from seedx_lite.evaluation.text_to_image import RECORD as DRAWN
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.pipelines.text_to_image import draw_captions, load_pipeline
 from seedx_lite.presets import load_preset
+from seedx_lite.world.language import canonical_caption
 
 FLOORS = {"f1": 0.98, "colour": 0.99, "pose": 0.95, "background": 0.99}
 FOLDERS = {"vit": "vit", "sdxl": "sdxl", "adapter": "detokenizer-stage1"}
@@ -39,6 +43,32 @@ def test_shipped_readers_have_the_recorded_numbers():
             stored = record[name]["renders"][metric]["mean"]
             assert stored >= floor and told[metric]["mean"] == pytest.approx(stored, abs=0.03), (name, metric)
         assert not any(scene.things for scene in read_scenes(reader, blank)), "nothing is there"
+
+
+def test_shipped_text_to_image_has_the_recorded_numbers():
+    """Bugs: a U-Net trained again without measuring it; a record below the floors; a check that other weights pass."""
+    record, trust = load_record(DRAWN, "lite"), load_record("reader", "lite")
+    stages = ("sdxl", "reader", "reader_2")
+    assert record["artifacts"] == {name: read_manifest(shipped(name))["id"] for name in stages}
+    for name, told, floors in (
+        ("drawn", record["test"]["reader"], {"f1": 0.80, "colour": 0.85, "pose": 0.75, "background": 0.97}),
+        ("VAE", trust["reader"]["vae"], {"f1": 0.96, "colour": 0.97, "pose": 0.90}),
+    ):
+        for metric, floor in floors.items():
+            assert told[metric]["mean"] >= floor, (name, metric)
+    assert trust["vae_psnr"]["mean"] >= 30
+    pipe, reader = load_pipeline(shipped("sdxl")), SceneReader.from_pretrained(shipped("reader"))
+    wanted, stored = scenes("test", DRAWN_FIRST), np.mean(record["f1"][:DRAWN_FIRST])
+
+    def first() -> float:
+        drawn = draw_captions(pipe, [canonical_caption(scene) for scene in wanted])
+        return np.mean([told.f1 for told in compare_all(wanted, read_scenes(reader, drawn), by_place=True)])
+
+    assert first() == pytest.approx(stored, abs=record["tolerance"])
+    noisy = next(weight for name, weight in pipe.unet.named_parameters() if name.endswith("attn2.to_k.weight"))
+    with torch.no_grad():
+        noisy += 3 * noisy.std() * torch.randn(noisy.shape, generator=torch.Generator().manual_seed(0))
+    assert abs(first() - stored) > record["tolerance"]
 
 
 def test_shipped_language_model_is_close_to_the_grammar():

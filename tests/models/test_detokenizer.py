@@ -187,7 +187,7 @@ def test_condition_latents_are_not_scaled(batch):
 def test_round_trip(cls, full_ft, tmp_path, batch):
     """A checkpoint holds what was trained; the rest comes from the base, also one in 16 bits."""
     make_unet().half().save_pretrained(tmp_path / "sdxl" / "unet")
-    base = UNet2DConditionModel.from_pretrained(tmp_path / "sdxl" / "unet", torch_dtype=torch.float32)
+    base = UNet2DConditionModel.from_pretrained(tmp_path / "sdxl" / "unet", dtype=torch.float32)
     adapter = make_adapter(cls, base, full_ft=full_ft)
     with torch.no_grad():
         for parameter in adapter.parameters():

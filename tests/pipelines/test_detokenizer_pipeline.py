@@ -184,7 +184,7 @@ def test_progress(pipe, pictures, capfd):
 def test_half_precision(pipe, pictures, tmp_path):
     """Bugs: `to` of diffusers asks every part for a dtype that ours do not tell; parts in different dtypes."""
     pipe.save_pretrained(tmp_path)
-    half = DetokenizerPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16).to("cpu")
+    half = DetokenizerPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16).to("cpu")
     half.set_progress_bar_config(disable=True)
     assert half.dtype == torch.bfloat16 and half.device.type == "cpu"
     assert draw(half, pictures, 1, 2, 3).dtype == torch.bfloat16
