@@ -74,7 +74,7 @@ def load_parts(vit_folder: Path, sdxl_folder: Path) -> Parts:
     from diffusers import AutoencoderKL, DDIMScheduler
 
     tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
-    autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", torch_dtype=torch.float32).eval()
+    autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", dtype=torch.float32).eval()
     scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
     return Parts(tower, autoencoder, scheduler, read_manifest(vit_folder)["id"])
 
@@ -159,7 +159,7 @@ def new_adapter(preset: Preset, sdxl_folder: Path, variant: Variant = Variant())
     from diffusers import UNet2DConditionModel
 
 <<<<<<< HEAD
-    unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet", dtype=torch.float32)
     pooling = preset.vit.n_queries // variant.n(preset)
     return SDXLAdapter(unet, ResamplerXLV2(**variant.resampler(preset)), full_ft=variant.full_ft, vit_down=pooling)
 =======
