@@ -158,15 +158,9 @@ def new_adapter(preset: Preset, sdxl_folder: Path, variant: Variant = Variant())
     """An untrained resampler on the U-Net of an SDXL folder."""
     from diffusers import UNet2DConditionModel
 
-<<<<<<< HEAD
     unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet", dtype=torch.float32)
     pooling = preset.vit.n_queries // variant.n(preset)
     return SDXLAdapter(unet, ResamplerXLV2(**variant.resampler(preset)), full_ft=variant.full_ft, vit_down=pooling)
-=======
-    unet = UNet2DConditionModel.from_pretrained(sdxl_folder, subfolder="unet", dtype=torch.float32)
-    pooling = preset.vit.n_queries // (n or preset.n_embeddings)
-    return SDXLAdapter(unet, ResamplerXLV2(**preset.resampler_kwargs), full_ft=full_ft, vit_down=pooling)
->>>>>>> main
 
 
 def train_adapter(
@@ -223,15 +217,7 @@ def stage1(
     n = variant.n(preset)
 
     def build(folder: Path) -> None:
-<<<<<<< HEAD
         samples = Reconstructions(preset, load_parts(vit_folder, sdxl_folder), n, runs)
-=======
-        from diffusers import AutoencoderKL, DDIMScheduler
-
-        scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
-        autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", dtype=torch.float32).eval()
-        tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
->>>>>>> main
         torch.manual_seed(seed)
         adapter = new_adapter(preset, sdxl_folder, variant)
         train_adapter(adapter, samples, config, seed, folder, half=cell is not None)
