@@ -86,7 +86,9 @@ class Grid:
 
     def cell(self, name: str, seed: int) -> dict[str, Any]:
         """The record of a cell, which is trained and measured if need be."""
-        return self._kept(self._record(name), seed, self._identity(name, seed), lambda: self._measured(name, seed))
+        if (found := self._done(name, seed)) is None:
+            found = self._kept(self._record(name), seed, self._identity(name, seed), lambda: self._measured(name, seed))
+        return found
 
     def learning_rate(self, name: str) -> float:
         """That of `RATES` with which the variant has the lowest loss on validation scenes after a short training."""
@@ -103,7 +105,7 @@ class Grid:
         told |= {"steps": variants.STEPS, "guidance": variants.GUIDANCE, "counts": self.examiner.counts}
         told["versions"] = {name: version(name) for name in ("torch", "diffusers", "numpy", "pillow")}
         for name, seed in cells(self.grid):
-            cell = self._found(self._record(name), seed, self._identity(name, seed))
+            cell = self._done(name, seed)
             if cell is None:
                 told["missing"].append(f"{name}/{seed}")
             else:
@@ -125,6 +127,14 @@ class Grid:
         told = [made, asdict(self.grid[name][0]), self._config(name).recipe, self.examiner.counts, seed]
         told += [variants.STEPS, variants.GUIDANCE, list(RATES), SWEEP_SHARE]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _done(self, name: str, seed: int) -> dict[str, Any] | None:
+        """The record of a cell that was measured here, or that is in the record of the whole grid."""
+        identity = self._identity(name, seed)
+        if (found := self._found(self._record(name), seed, identity)) is None:
+            whole = load_record(RECORD, self.preset.name, 0, self.runs)
+            found = ((whole or {}).get("cells", {}).get(name) or {}).get(str(seed))
+        return found if found and found["identity"] == identity else None
 
     def _found(self, record: str, seed: int, identity: str) -> dict[str, Any] | None:
         found = load_record(record, self.preset.name, seed, self.runs)
@@ -164,12 +174,13 @@ class Grid:
         began = time.perf_counter()
         folder = self._trained(name, seed, self._config(name), variant, f"cell-{name}")
         trained = time.perf_counter()
-        pipe, half = (self._pipeline(adapter) for adapter in (folder, folder / detokenizer.HALF))
+        pipe, half = self._pipeline(folder), detokenizer.half_folder(self.preset, f"cell-{name}", seed, self.runs)
         told = {"learning_rate": variant.learning_rate, "detokenizer": read_manifest(folder)["id"]}
         told["sets"] = self.examiner.measure(pipe, seed)
         if variant.condition:
             told["sets"] |= self.examiner.measure_edits(pipe, seed)
-        told["half"] = self.examiner.measure(half, seed, AT_HALF)
+        if half.is_dir():  # it is not, where the cell came with the project
+            told["half"] = self.examiner.measure(self._pipeline(half), seed, AT_HALF)
         if not variant.condition:  # a U-Net with other channels cannot draw from captions any more
             self.drawing.unet = pipe.unet
             told["captions"] = self.examiner.measure_captions(self.drawing, seed)

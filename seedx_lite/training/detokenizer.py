@@ -34,7 +34,6 @@ from .loop import train
 from .vit import vit
 
 EDITS = 0.5  # share of stage 2's samples that have a condition image; the others are plain pictures
-HALF = "half"  # folder in an artifact with the weights after half of the steps
 
 
 @dataclass(frozen=True)
@@ -164,11 +163,16 @@ def new_adapter(preset: Preset, sdxl_folder: Path, variant: Variant = Variant())
 
 
 def train_adapter(
-    adapter: SDXLAdapter, samples: Reconstructions, config: TrainConfig, seed: int, folder: Path, half: bool = False
+    adapter: SDXLAdapter,
+    samples: Reconstructions,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    half: Path | None = None,
 ) -> None:
     """Trains what of `adapter` is to be trained; `folder` gets training.json and the checkpoint.
 
-    half: also keep the weights after half of the steps, in the folder `HALF`.
+    half: a folder that gets the weights after half of the steps.
     """
 
     def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -180,7 +184,7 @@ def train_adapter(
     title = f"de-tokenizer, stage {2 if isinstance(samples, EditPairs) else 1}"
     visits: dict[int, Callable[[], None]] = {}
     if half:
-        visits[config.steps // 2] = lambda: adapter.save_pretrained(folder / HALF)
+        visits[config.steps // 2] = lambda: adapter.save_pretrained(half)
     train(adapter, batch_at, loss_of, config, folder, seed=seed, title=title, visits=visits).save(
         folder / "training.json"
     )
@@ -197,6 +201,11 @@ def validation_loss(adapter: SDXLAdapter, samples: Reconstructions, batches: int
     return float(torch.stack(losses).mean())
 
 
+def half_folder(preset: Preset, cell: str, seed: int, runs: str | Path) -> Path:
+    """Where a cell of an ablation leaves its weights after half of the steps."""
+    return project_path(runs) / preset.name / "cells" / f"{cell}-seed{seed}-half"
+
+
 def stage1(
     preset: Preset,
     seed: int = 0,
@@ -209,7 +218,7 @@ def stage1(
     """Trains resampler, keys and values on the narrow mix; returns the folder of the artifact.
 
     variant, cell, config: for a cell of an ablation, its name and its training. Cells of all seeds stand on the
-    foundations of seed 0, and keep their weights at half of the steps.
+    foundations of seed 0, and leave their weights at half of the steps in `half_folder`.
     """
     foundations = {"seed": seed if cell is None else 0, "runs": runs}
     vit_folder, sdxl_folder = vit(preset, **foundations), sdxl(preset, **foundations)
@@ -220,7 +229,7 @@ def stage1(
         samples = Reconstructions(preset, load_parts(vit_folder, sdxl_folder), n, runs)
         torch.manual_seed(seed)
         adapter = new_adapter(preset, sdxl_folder, variant)
-        train_adapter(adapter, samples, config, seed, folder, half=cell is not None)
+        train_adapter(adapter, samples, config, seed, folder, half=cell and half_folder(preset, cell, seed, runs))
         adapter.save_pretrained(folder)
 
     recipe = {
@@ -260,7 +269,7 @@ def stage2(
         torch.manual_seed(seed)
         pooling = started.config["vit_down"]
         adapter = SDXLAdapterWithLatentImage(started.unet, started.resampler, full_ft=True, vit_down=pooling)
-        train_adapter(adapter, samples, config, seed, folder, half=cell is not None)
+        train_adapter(adapter, samples, config, seed, folder, half=cell and half_folder(preset, cell, seed, runs))
         adapter.save_pretrained(folder)
 
     recipe = {"training": config.recipe, "emphasis": EMPHASIS, "edits": EDITS, "scenes": preset.data.train_scenes}
