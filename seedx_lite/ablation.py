@@ -10,6 +10,7 @@ entry in `DETOKENIZERS`.
 import hashlib
 import json
 import multiprocessing
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from seedx_lite.artifacts import project_path, read_manifest
+from seedx_lite.data.formats import replacing
 from seedx_lite.data.pictures import to_sheet
 from seedx_lite.evaluation import variants
 from seedx_lite.evaluation.claims import verdicts
@@ -187,9 +189,9 @@ class Grid:
         if seed == 0:
             told["first"] = self.examiner.measure_first(pipe, seed)
         which, count = SHOWN
-        sheet = project_path(self.runs) / self.preset.name / "cells" / f"{RECORD}-{name}-seed{seed}.jpg"
-        sheet.parent.mkdir(parents=True, exist_ok=True)
-        to_sheet(self.examiner.reconstructions(pipe, which, seed, count)).save(sheet, quality=90, subsampling=0)
+        sheet = to_sheet(self.examiner.reconstructions(pipe, which, seed, count))
+        with replacing(_sheet(name, seed, self.preset.name, self.runs)) as draft:
+            sheet.save(draft, "JPEG", quality=90, subsampling=0)
         run = json.loads((folder / "training.json").read_text())
         measured = time.perf_counter() - trained
         seconds = {"training": run["seconds"], "training and loading": trained - began, "measuring": measured}
@@ -253,6 +255,22 @@ def run(
     return grid.gather()
 
 
-def shipped_sheets() -> Path:
-    """Where the sheets of the cells of `lite` are committed."""
-    return project_path(SHIPPED) / RECORD
+def sheet_path(name: str, seed: int, preset: str, runs: str | Path = "runs") -> Path:
+    """The sheet of a cell, with its drawings of the scenes `SHOWN`. Raises FileNotFoundError if there is none."""
+    path, shipped = _sheet(name, seed, preset, runs), project_path(SHIPPED) / RECORD / f"{name}-seed{seed}.jpg"
+    for place in (path, shipped) if preset == "lite" else (path,):
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"{path} is missing; `python -m seedx_lite ablate detokenizer` makes it")
+
+
+def ship_sheets(runs: str | Path = "runs") -> list[Path]:
+    """Copies the sheets of the cells of `lite` to where they are committed."""
+    target = project_path(SHIPPED) / RECORD
+    target.mkdir(parents=True, exist_ok=True)
+    found = sorted(_sheet("*", 0, "lite", runs).parent.glob(f"{RECORD}-*.jpg"))
+    return [Path(shutil.copyfile(path, target / path.name.removeprefix(f"{RECORD}-"))) for path in found]
+
+
+def _sheet(name: str, seed: int, preset: str, runs: str | Path) -> Path:
+    return project_path(runs) / preset / "cells" / f"{RECORD}-{name}-seed{seed}.jpg"

@@ -252,12 +252,16 @@ def _reproduce(args) -> int:
 
 
 def _ship(args) -> None:
+    from seedx_lite.ablation import ship_sheets
     from seedx_lite.artifacts import SHIPPED, project_path, ship
     from seedx_lite.cards import write_card
     from seedx_lite.evaluation.records import ship_records
 
     preset = load_preset(args.preset).name
-    for path in (*ship(preset, args.stages, runs=args.runs), *(ship_records(args.runs) if preset == "lite" else ())):
+    paths = ship(preset, args.stages, runs=args.runs)
+    if preset == "lite":
+        paths += [*ship_records(args.runs), *ship_sheets(args.runs)]
+    for path in paths:
         print(f"shipped: {path}")
     for manifest in sorted((project_path(SHIPPED) / preset).glob("*/artifact.json")):
         print(f"card: {write_card(manifest.parent, args.runs)}")
