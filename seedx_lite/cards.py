@@ -42,11 +42,11 @@ ABOUT = {
         "De-tokenizer, stage 1",
         "Resampler, keys and values that make the U-Net of `sdxl` draw from visual embeddings.",
         'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
-        "Kinds, colours and rough places come back; faces and limbs do not. See notebook 02.",
+        "Kinds, colours and places come back; faces do not, and limbs are soft. See notebook 02.",
     ),
 }
 RECORDS = {  # stage: record and its entries that a card shows
-    "vit": ("vit", ("retrieval", "reading")),
+    "vit": ("vit", ("retrieval", "reading", "probe")),
     "sdxl": ("text_to_image", ("test", "composition")),
     "llama": ("llama", ("full",)),
     "reader": ("reader", ("reader",)),

@@ -116,7 +116,7 @@ def _draw_into(folder: Path, name: str, indices: range, split: str, mix: str, si
     draw = partial(_draw_chunk, split=split, mix=mix, size=size, grid=grid)
     # A fork needs no guard around the caller's main module; elsewhere than on Linux it is not safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    bar = tqdm(total=len(indices), desc=f"drawing {name}", unit=" scenes", disable=len(indices) < 500)
+    bar = tqdm(total=len(indices), desc=f"drawing {name}", unit=" scenes", disable=len(indices) < 1500)
     arrays: dict[str, np.ndarray] = {}
     with ProcessPoolExecutor(PROCESSES, context) as pool, bar:
         for chunk, drawn in zip(chunks, map(draw, chunks) if len(chunks) == 1 else pool.map(draw, chunks), strict=True):
