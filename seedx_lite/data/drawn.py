@@ -4,6 +4,7 @@ The grid is that of the visual embeddings; the ViT's dense objective and the wei
 """
 
 import hashlib
+import math
 import multiprocessing
 import shutil
 import sys
@@ -101,6 +102,20 @@ def thing_weights(kind, emphasis: float = EMPHASIS):
     """
     weights = 1 + (emphasis - 1) * (kind >= 2)
     return weights / weights.mean()
+
+
+def plain_sky(picture: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """A picture uint8 [H, W, 3] without sun, moon and clouds: in each row, the pixels of the sky get their median
+    colour. kinds: those of its cells, [T], as in `Drawn`; a cell with anything but sky in or beside it stays as it is,
+    so that no more than the tip of a mast is cut off a thing."""
+    grid = math.isqrt(kinds.size)
+    sky = np.pad(kinds.reshape(grid, grid) == KIND_CLASSES.index("sky"), 1, mode="edge")
+    clear = np.lib.stride_tricks.sliding_window_view(sky, (3, 3)).all((2, 3))
+    clear = clear.repeat(picture.shape[0] // grid, 0).repeat(picture.shape[1] // grid, 1)  # [H, W]
+    plain = picture.copy()
+    for row in np.flatnonzero(clear.any(1)):
+        plain[row, clear[row]] = np.median(picture[row, clear[row]], axis=0).round()
+    return plain
 
 
 def _load(folder: Path, mapped: bool) -> Drawn:
