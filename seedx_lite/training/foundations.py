@@ -106,8 +106,8 @@ def train_vae(preset: Preset, seed: int, folder: Path, data: TrainingScenes):
 class _TextToImage(nn.Module):
     """U-Net and text encoders. The first encoder goes on learning here, the second stays with the ViT.
 
-    Two lessons are given beside each cross-attention; the loss of the noise alone would teach them much later, and
-    without them pictures show the right things in any place, or twice. A linear map reads from every query where its
+    Two lessons are given beside each cross-attention. Before them, pictures showed the right things in any place, or
+    twice. A linear map reads from every query where its
     cell is: keys can be addressed to a place only if queries tell theirs. And from the cells of a thing, the first head
     should look at the last token of the words on that thing (as TokenCompose does, arXiv 2312.03626).
     """

@@ -102,6 +102,8 @@ def test_fit_linear():
     x = np.random.default_rng(0).normal(size=(200, 3)) * 1e-3
     y = x @ [[2.0], [0.0], [-1.0]] + 7
     assert np.allclose(features.fit_linear(x, y, ridge=1e-9)(x), y, atol=1e-5)
+    with pytest.raises(ValueError, match=r"weights \[200\] for 200 rows"):
+        features.fit_linear(x, y, np.ones(200))
     heavy = np.where(np.arange(200) < 100, 1.0, 0.0)[:, None]  # rows without weight may say anything
     assert np.allclose(features.fit_linear(x, np.where(heavy, y, 99), heavy, ridge=1e-9)(x), y, atol=1e-5)
 
