@@ -42,7 +42,7 @@ ABOUT = {
         "De-tokenizer, stage 1",
         "Resampler, keys and values that make the U-Net of `sdxl` draw from visual embeddings.",
         'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
-        "Kinds, colours and rough places come back; faces and limbs do not. See notebook 02.",
+        "Kinds, colours and places come back; faces do not, and limbs are soft. See notebook 02.",
     ),
     "detokenizer-stage2": (
         "De-tokenizer, stage 2",
@@ -64,12 +64,12 @@ ABOUT = {
     ),
 }
 RECORDS = {  # stage: record and its entries that a card shows
-    "vit": ("vit", ("retrieval", "reading")),
+    "vit": ("vit", ("retrieval", "reading", "probe")),
     "sdxl": ("text_to_image", ("test", "composition")),
     "llama": ("llama", ("full",)),
     "reader": ("reader", ("reader",)),
     "reader_2": ("reader", ("reader_2",)),
-    "detokenizer-stage1": ("detokenizer_stage1", ("summary",)),
+    "detokenizer-stage1": ("detokenizer_stage1", ("summary", "read")),
 }
 SHOWN = ("f1", "colour", "pose", "background", "position_error")
 
@@ -91,19 +91,19 @@ def write_card(folder: Path, runs: str | Path = "runs") -> Path:
         opens.format(folder=shown),
         "```",
         "",
-        "| training | steps | samples | minutes | on |",
-        "|---|---|---|---|---|",
+        "| training | steps | samples | minutes of steps | by the clock | on |",
+        "|---|---|---|---|---|---|",
     ]
     for file in sorted(folder.rglob("training.json")):
         run = json.loads(file.read_text())
         where = f"{run['hardware']['device']}, {run['dtype']}"
-        steps, minutes = run["config"]["steps"], training_minutes(run)
-        lines.append(f"| {run['title']} | {steps:,} | {run['samples']:,} | {minutes:.1f} | {where} |")
+        minutes = f"{training_minutes(run):.1f} | {run['seconds'] / 60:.1f}"
+        lines.append(f"| {run['title']} | {run['config']['steps']:,} | {run['samples']:,} | {minutes} | {where} |")
     lines += ["", f"Preset `{about['preset']}`, seed {about['seed']}, id `{about['id']}`, weights in float16.", ""]
     name, entries = RECORDS[about["stage"]]
     stored = load_record(name, about["preset"], about["seed"], runs)
     if stored and about["id"] in stored["artifacts"].values():
-        lines += [f"Measured on pictures that its training did not see (record `{name}`, with intervals):", ""]
+        lines += [f"Measured on held-out scenes (record `{name}`):", ""]
         lines += [line for entry in entries if entry in stored for line in _numbers(stored[entry], entry)] + [""]
     lines += [
         f"**Limits.** {limits}",

@@ -36,7 +36,10 @@ EVALUATIONS = {  # what is measured, and the stages whose artifacts that needs, 
     "sdxl": ("what pictures show of their captions", ("reader", "reader_2", "sdxl")),
     "prediction": ("what a U-Net should predict, noise or v, in two short trainings", ("vit", "sdxl", "reader")),
     "llama": ("how close the language model comes to the grammar", ("llama",)),
-    "detokenizer": ("what survives reconstruction, beside baselines and ceilings", ("vit", "sdxl")),
+    "detokenizer": (
+        "what survives reconstruction, beside baselines and ceilings",
+        ("vit", "sdxl", "reader", "reader_2"),
+    ),
 }
 
 
@@ -182,13 +185,15 @@ def _evaluate(args) -> None:
     elif args.target == "prediction":
         from seedx_lite.training.foundations import pilot
 
-        pipes = {kind: pilot(preset, kind, folders, args.seed, args.runs) for kind in ("epsilon", "v_prediction")}
-        path = text_to_image.compare_pilots(preset, pipes, folders["reader"], args.seed, runs=args.runs)
+        pilots = {kind: pilot(preset, kind, folders, args.seed, args.runs) for kind in ("epsilon", "v_prediction")}
+        made = {"reader": folders["reader"], **pilots}
+        path = text_to_image.compare_pilots(preset, made, args.seed, runs=args.runs)
     elif args.target == "llama":
         path = language_model.evaluate(folders["llama"], args.runs)
     else:
+        readers = {name: folders.pop(name) for name in ("reader", "reader_2")}
         folders["adapter"] = _run("train", "detokenizer", preset, args)
-        path = detokenizer.evaluate(preset, folders, seed=args.seed, runs=args.runs)
+        path = detokenizer.evaluate(preset, folders, readers, seed=args.seed, runs=args.runs)
     print(f"record: {path}")
 
 

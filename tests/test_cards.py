@@ -6,7 +6,7 @@ from seedx_lite.artifacts import check, read_manifest, ship
 from seedx_lite.cards import ABOUT, RECORDS, write_card
 from seedx_lite.cli import TRAININGS
 from seedx_lite.doctor import STAGES
-from seedx_lite.evaluation.records import save_record
+from seedx_lite.evaluation.records import save_record, training_minutes
 from seedx_lite.presets import load_preset
 from seedx_lite.training.reader import reader
 
@@ -30,3 +30,9 @@ def test_a_card_tells_what_was_measured(tmp_path):
     assert card.startswith("# Scene reader") and "- reader, renders: f1 0.875" in card
     assert f"| {training['samples']:,} |" in card
     check(folder)  # a card is no part of the artifact
+
+
+def test_minutes_are_those_of_the_steps():
+    """Bug: a training that was paused overnight is said to have taken all night."""
+    run = {"config": {"steps": 600}, "step_seconds": 0.5, "seconds": 9000.0}
+    assert training_minutes(run) == 5 and training_minutes(run | {"step_seconds": 0.0}) == 150

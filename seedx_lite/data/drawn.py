@@ -109,6 +109,20 @@ def thing_weights(kind, emphasis: float = EMPHASIS):
     return weights / weights.mean()
 
 
+def plain_sky(picture: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """A picture uint8 [H, W, 3] without sun, moon and clouds: in each row, the pixels of the sky get their median
+    colour. kinds: those of its cells, [T], as in `Drawn`; a cell with anything but sky in or beside it stays as it is,
+    so that no more than the tip of a mast is cut off a thing."""
+    grid = math.isqrt(kinds.size)
+    sky = np.pad(kinds.reshape(grid, grid) == KIND_CLASSES.index("sky"), 1, mode="edge")
+    clear = np.lib.stride_tricks.sliding_window_view(sky, (3, 3)).all((2, 3))
+    clear = clear.repeat(picture.shape[0] // grid, 0).repeat(picture.shape[1] // grid, 1)  # [H, W]
+    plain = picture.copy()
+    for row in np.flatnonzero(clear.any(1)):
+        plain[row, clear[row]] = np.median(picture[row, clear[row]], axis=0).round()
+    return plain
+
+
 def _drawn(
     kind: type, draw: Callable[[int], tuple], count: int, name: str, code: str, cache: str | Path | None
 ) -> dict[str, np.ndarray]:
@@ -144,7 +158,7 @@ def _draw_into(folder: Path, name: str, names: Sequence[str], indices: range, dr
     draw = partial(_draw_chunk, draw)
     # A fork needs no guard around the caller's main module; elsewhere than on Linux it is not safe.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    bar = tqdm(total=len(indices), desc=f"drawing {name}", unit=" scenes", disable=len(indices) < 500)
+    bar = tqdm(total=len(indices), desc=f"drawing {name}", unit=" scenes", disable=len(indices) < 1500)
     arrays: dict[str, np.ndarray] = {}
     with ProcessPoolExecutor(PROCESSES, context) as pool, bar:
         for chunk, drawn in zip(chunks, map(draw, chunks) if len(chunks) == 1 else pool.map(draw, chunks), strict=True):

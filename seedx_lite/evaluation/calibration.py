@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from seedx_lite.artifacts import read_manifest
-from seedx_lite.data.drawn import draw_scenes, scenes
+from seedx_lite.data.drawn import draw_scenes, plain_sky, scenes
 from seedx_lite.models.autoencoder import round_trips
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.presets import Preset
@@ -29,18 +29,23 @@ THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6)
 
 
 def calibrate(preset: Preset, folders: Mapping[str, Path], count: int = SCENES) -> dict[str, Any]:
-    """What both readers report on `count` test renders of the narrow mix (`renders`) and of the broad one (`broad`), on
-    held-out combinations (`composition`) and on VAE round trips of the first (`vae`, with its PSNR); under `by_place`
-    the same with matches by third. folders: reader, reader_2, sdxl. `thresholds`: F1 on validation scenes by the least
+    """What both readers report on `count` test renders of the narrow mix (`renders`), also without sun and moon
+    (`plain_sky`), of the broad one (`broad`), on held-out combinations (`composition`) and on VAE round trips of narrow
+    test renders (`vae`, with its PSNR) and of the held-out combinations (`vae_composition`); under `by_place` the same
+    with matches by third. folders: reader, reader_2, sdxl. `thresholds`: F1 on validation scenes by the least
     score of a thing. `first`: means over the first `FIRST` renders, to be checked again within the `tolerance`.
     """
-    size, grid = preset.size, 1
+    size, grid = preset.size, round(preset.vit.n_queries**0.5)
     readers = {name: SceneReader.from_pretrained(folders[name]) for name in ("reader", "reader_2")}
     vae = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", dtype=torch.float32).eval()
     sets = {"renders": ("test", "narrow"), "broad": ("test", "broad"), "composition": ("composition", "narrow")}
     wanted = {name: scenes(split, count, mix, size) for name, (split, mix) in sets.items()}
-    pictures = {name: draw_scenes(split, count, mix, size, grid).pictures for name, (split, mix) in sets.items()}
-    wanted["vae"], pictures["vae"] = wanted["renders"], round_trips(vae, pictures["renders"])
+    drawn = {name: draw_scenes(split, count, mix, size, grid) for name, (split, mix) in sets.items()}
+    pictures = {name: one.pictures for name, one in drawn.items()}
+    plain = zip(drawn["renders"].pictures, drawn["renders"].kind, strict=True)
+    wanted["plain_sky"], pictures["plain_sky"] = wanted["renders"], np.stack([plain_sky(*pair) for pair in plain])
+    for name, of in (("vae", "renders"), ("vae_composition", "composition")):
+        wanted[name], pictures[name] = wanted[of], round_trips(vae, pictures[of])
     readings = {r: {name: read_scenes(reader, pictures[name]) for name in pictures} for r, reader in readers.items()}
     record: dict[str, Any] = {
         "preset": preset.name,

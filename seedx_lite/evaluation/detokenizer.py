@@ -17,13 +17,16 @@ from diffusers import SchedulerMixin
 from PIL import Image
 
 from seedx_lite.artifacts import project_path, read_manifest
-from seedx_lite.data.drawn import draw_scenes
+from seedx_lite.data.drawn import draw_scenes, scenes
 from seedx_lite.models.autoencoder import encode_pictures, round_trips
 from seedx_lite.models.detokenizer import condition
+from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import Preset
+from seedx_lite.world.scene import Scene
 from .reconstruction import Target, held_out, judge, nearest_pictures, reconstruct
 from .records import on_threads, save_record
+from .scene_reader import compare_all, read_scenes, summarise
 from .statistics import interval, mean_differences, paired
 
 RECORD = "detokenizer_stage1"
@@ -38,12 +41,18 @@ CEILINGS = {"original": "the pictures themselves", "vae": "VAE round trip"}
 
 
 def evaluate(
-    preset: Preset, folders: Mapping[str, Path], seed: int = 0, count: int = 256, runs: str | Path = "runs"
+    preset: Preset,
+    folders: Mapping[str, Path],
+    readers: Mapping[str, Path] | None = None,
+    seed: int = 0,
+    count: int = 256,
+    runs: str | Path = "runs",
 ) -> Path:
     """Measures on `count` test scenes, prints a table, writes the record `RECORD`, beside it the
     mean training picture (.png), and returns its path.
 
-    folders: those of `DetokenizerPipeline.from_artifacts`. The record tells for each scene and in the mean: our
+    folders: those of `DetokenizerPipeline.from_artifacts`. readers: by name, scene readers that say what
+    reconstructions and VAE round trips show. The record tells for each scene and in the mean: our
     reconstructions, the baselines, the ceilings. Differences are ours minus baseline, paired by scene.
     """
     began = time.perf_counter()
@@ -55,17 +64,21 @@ def evaluate(
     training = draw_scenes("train", preset.data.train_scenes, "narrow", preset.size, grid, cache).pictures
     mean = training.mean(0).round().astype(np.uint8)
     nearest = nearest_pictures(pipe, pictures, training)
+    drawn = {
+        "ours": reconstruct(pipe, pictures, range(len(targets)), STEPS, GUIDANCE, seed),
+        "vae": list(round_trips(pipe.vae, np.stack(pictures))),
+    }
     numbers = {
-        "ours": _redrawn(pipe, targets, STEPS, GUIDANCE, seed),
+        "ours": judge(targets, drawn["ours"]),
         "mean": judge(targets, [mean] * len(targets)),
         **{name: judge(targets, [training[k] for k in chosen]) for name, chosen in nearest.items()},
         "original": judge(targets, pictures),
-        "vae": judge(targets, list(round_trips(pipe.vae, np.stack(pictures)))),
+        "vae": judge(targets, drawn["vae"]),
     }
     record = {
         "preset": preset.name,
         "seed": seed,
-        "artifacts": {name: read_manifest(folder)["id"] for name, folder in folders.items()},
+        "artifacts": {name: read_manifest(folder)["id"] for name, folder in (folders | (readers or {})).items()},
         "steps": STEPS,
         "guidance": GUIDANCE,
         "training_pictures": preset.data.train_scenes,
@@ -76,6 +89,7 @@ def evaluate(
         "differences": {
             name: {m: paired(numbers["ours"][m], v) for m, v in numbers[name].items()} for name in BASELINES
         },
+        "read": _read(drawn, scenes("test", len(targets), "narrow", preset.size), readers or {}),
         "tolerance": measure_tolerance(pipe, targets[:RECOMPUTED], numbers["ours"], seed),
         "sweep": guidance_and_steps_sweep(pipe, preset),
         "noise_levels": noise_levels(pipe, targets[:64], seed),
@@ -87,6 +101,19 @@ def evaluate(
     path = save_record(RECORD, record, runs)
     Image.fromarray(mean).save(path.with_suffix(".png"))
     return path
+
+
+def _read(
+    drawn: Mapping[str, Sequence[np.ndarray]], wanted: Sequence[Scene], readers: Mapping[str, Path]
+) -> dict[str, dict[str, Any]]:
+    """What each reader says of each set of pictures, compared with the scenes."""
+    loaded = {name: SceneReader.from_pretrained(folder) for name, folder in readers.items()}
+    return {
+        name: {
+            title: summarise(compare_all(wanted, read_scenes(reader, pictures))) for title, pictures in drawn.items()
+        }
+        for name, reader in loaded.items()
+    }
 
 
 def _redrawn(

@@ -34,7 +34,7 @@ from .records import largest_difference, save_record
 CLASSES = {"kind": KIND_CLASSES, "colour": COLOUR_CLASSES, "pose": POSE_CLASSES, "part": PART_CLASSES}
 FIRST = {"kind": 2, "colour": 1, "pose": 1, "part": 1}  # number of the first class that speaks of a thing
 SMALL = [PART_CLASSES.index(name) for name in SMALL_PARTS]  # limbs, wheels, windows: what is lost first
-SCENES, FIT_SCENES = 512, 1000  # to measure on, and to fit probes on
+SCENES, FIT_SCENES = 512, 3000  # to measure on, and to fit probes on
 GALLERY = 256  # pictures and captions among which one is to be found
 NEAR = 0.05  # of the width: a centre read closer than this counts as found
 
@@ -98,18 +98,28 @@ def reading(read: dict[str, Tensor], truth: Drawn) -> dict[str, Any]:
 
 
 def fit_linear(
-    x: np.ndarray, y: np.ndarray, weights: np.ndarray | float = 1.0, ridge: float = 1e-4
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None, ridge: float = 1e-6
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Least squares with a constant, from x [M, D] to y [M, C]; returns the map. weights: of the rows, [M, 1]. ridge:
-    relative to the variance."""
+    relative to the variance; on 1,000 validation scenes that no map was fitted on, 1e-3 to 1e-8 differ by .003.
+
+    Raises ValueError for weights of another shape.
+    """
+    if weights is not None and weights.shape != (len(x), 1):
+        raise ValueError(f"weights {list(weights.shape)} for {len(x)} rows; expected [{len(x)}, 1]")
 
     def with_one(x: np.ndarray) -> np.ndarray:
         return np.concatenate([x, np.ones((len(x), 1))], axis=1, dtype=np.float64)
 
-    gram = with_one(x).T @ (weights * with_one(x))
+    gram, moments = 0, 0
+    for start in range(0, len(x), 50_000):  # in float64, and never all of them at once
+        rows = slice(start, start + 50_000)
+        part = with_one(x[rows])
+        heavy = part if weights is None else part * weights[rows]
+        gram, moments = gram + heavy.T @ part, moments + heavy.T @ y[rows]
     damped = gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram))
-    weights = np.linalg.solve(damped, with_one(x).T @ (weights * y))  # [D + 1, C]
-    return lambda new: with_one(new) @ weights
+    map_ = np.linalg.solve(damped, moments)  # [D + 1, C]
+    return lambda new: with_one(new) @ map_
 
 
 def probe(fit: Sample, test: Sample, n: int) -> dict[str, float]:
@@ -117,7 +127,8 @@ def probe(fit: Sample, test: Sample, n: int) -> dict[str, float]:
 
     `row_error`, `column_error`: of the token's own place, in cells; `row`, `column`: share that name it rightly.
     `centre_near`: share of tokens on one thing alone that tell its centre within 0.05 of the width; `centres`: share of
-    things whose tokens do so in the mean; each counts by how many of its cells are on the thing. The rest asks each
+    things whose tokens do so in their mean, weighted by how many of their cells are on the thing, as in the fit. The
+    rest asks each
     token about all c of its cells. `things`: which of them show a thing, as intersection over union. `kind`, `colour`,
     `pose`, `small_part`: what that is, given that there is one, as share of right answers.
     """

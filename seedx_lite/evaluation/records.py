@@ -74,8 +74,8 @@ def on_threads(measure: Callable[[], Any], counts: Sequence[int] = (1, 2)) -> di
 
 
 def training_minutes(training: Mapping[str, Any]) -> float:
-    """What a training.json cost: its steps at the median of their seconds, which pauses and other programs hardly
-    touch; the whole wall-clock time where the median was not measured."""
+    """Minutes of a training's steps at the median of their seconds, which pauses and other programs hardly touch; the
+    time by the clock where the median was not measured. training: what training.json holds."""
     steps = training["config"]["steps"] * training.get("step_seconds", 0)
     return (steps or training["seconds"]) / 60
 

@@ -35,23 +35,27 @@ def draw_captions(
     guidance: float = GUIDANCE,
     batch: int = 32,
     quick: bool = False,
+    indices: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
-    """A picture uint8 [H, W, 3] for each caption; its noise depends on its position in the list and `seed` only.
+    """A picture uint8 [H, W, 3] for each caption; its noise depends on its index and `seed` only.
 
-    quick: in bf16 where the device has units for it, see `quick_sampling`; else in float32, as machines agree best.
-    Raises ValueError for a caption that is too long, or with words that the tokenizer does not know, naming them.
+    indices: one for each caption; None: their positions in the list. quick: in bf16 where the device has units for it,
+    see `quick_sampling`; else in float32, as machines agree best. Raises ValueError for a caption that is too long or
+    has words that the tokenizer does not know, naming them, and for another number of indices.
     """
     check_words(pipe.tokenizer, captions)
     longest = pipe.tokenizer.model_max_length
     for caption, ids in zip(captions, pipe.tokenizer(list(captions), verbose=False).input_ids, strict=True):
         if len(ids) > longest:
             raise ValueError(f"a caption of {len(ids)} tokens, expected {longest} at most: {caption!r:.80}")
+    indices = range(len(captions)) if indices is None else indices
+    if len(indices) != len(captions):
+        raise ValueError(f"{len(indices)} indices for {len(captions)} captions; give one for each")
     size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     pictures: list[np.ndarray] = []
     for start in tqdm(range(0, len(captions), batch), desc="pictures from captions", disable=len(captions) <= batch):
         part = list(captions[start : start + batch])
-        numbers = range(start, start + len(part))
-        generators = [torch.Generator().manual_seed(1_000_000 * seed + number) for number in numbers]
+        generators = [torch.Generator().manual_seed(1_000_000 * seed + k) for k in indices[start : start + batch]]
         settings = {"height": size, "width": size, "num_inference_steps": steps, "guidance_scale": guidance}
         with quick_sampling(pipe.device) if quick else nullcontext():
             pictures += [np.asarray(image) for image in pipe(part, generator=generators, **settings).images]

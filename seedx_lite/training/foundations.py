@@ -108,8 +108,8 @@ def train_vae(preset: Preset, seed: int, folder: Path, data: TrainingScenes):
 class _TextToImage(nn.Module):
     """U-Net and text encoders. The first encoder goes on learning here, the second stays with the ViT.
 
-    Two lessons are given beside each cross-attention; the loss of the noise alone would teach them much later, and
-    without them pictures show the right things in any place, or twice. A linear map reads from every query where its
+    Two lessons are given beside each cross-attention. Before them, pictures showed the right things in any place, or
+    twice. A linear map reads from every query where its
     cell is: keys can be addressed to a place only if queries tell theirs. And from the cells of a thing, the first head
     should look at the last token of the words on that thing (as TokenCompose does, arXiv 2312.03626).
     """
@@ -299,17 +299,32 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
     return ensure("sdxl", build, **about, retrain=retrain, runs=runs)
 
 
-def pilot(preset: Preset, prediction_type: str, folders: Mapping[str, Path], seed: int = 0, runs: str | Path = "runs"):
-    """A `StableDiffusionXLPipeline` with a U-Net after a short first phase (`PILOT_STEPS` at most), in which it learned
-    to predict the noise ("epsilon") or v ("v_prediction"). folders: `sdxl` gives the VAE, `vit` the text encoders."""
+def pilot(
+    preset: Preset, prediction_type: str, folders: Mapping[str, Path], seed: int = 0, runs: str | Path = "runs"
+) -> Path:
+    """A folder as of `sdxl`, with a U-Net after a short first phase (`PILOT_STEPS` at most), in which it learned to
+    predict the noise ("epsilon") or v ("v_prediction"). folders: `sdxl` gives the VAE, `vit` the text encoders."""
     from diffusers import AutoencoderKL, DDIMScheduler
 
     short = replace(preset.training.sdxl, steps=min(PILOT_STEPS, preset.training.sdxl.steps), ema_decay=0.995)
     training = replace(preset.training, sdxl=short, sdxl_words=None)
     taught = replace(preset.text_to_image, prediction_type=prediction_type)
     preset = replace(preset, training=training, text_to_image=taught)
-    autoencoder = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", dtype=torch.float32).eval()
-    text, scheduler = load_text_encoders(folders["vit"]), DDIMScheduler(**noise_schedule(preset))
-    folder = project_path(runs) / preset.name / f"pilot-{prediction_type}-seed{seed}"
-    unet = train_unet(preset, seed, folder, training_scenes(preset, "broad", runs), autoencoder, text, scheduler)
-    return _pipeline(autoencoder, unet.eval(), text, scheduler)
+
+    def build(folder: Path) -> None:
+        autoencoder = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", dtype=torch.float32).eval()
+        text, scheduler = load_text_encoders(folders["vit"]), DDIMScheduler(**noise_schedule(preset))
+        data = training_scenes(preset, "broad", runs)
+        unet = train_unet(preset, seed, folder / "unet", data, autoencoder, text, scheduler)
+        _pipeline(autoencoder, unet, text, scheduler).save_pretrained(folder)
+
+    config = {
+        "training": short.recipe,
+        "captions": taught.captions,
+        "places": taught.places,
+        "emphasis": EMPHASIS,
+        "scenes": preset.data.train_scenes,
+        "scheduler": noise_schedule(preset),
+    }
+    about = {"preset": preset.name, "seed": seed, "config": config, "upstream": [folders["vit"], folders["sdxl"]]}
+    return ensure(f"pilot-{prediction_type}", build, **about, runs=runs)

@@ -140,6 +140,7 @@ def train(
         state = checkpoint.read()
     first, sums, losses = state["step"], state["sums"], deque(state["losses"], maxlen=MEDIAN_WINDOW)
     record.history, record.seconds = state["history"], state["seconds"]
+    record.step_seconds, record.step_data_seconds = state.get("step_seconds", (0.0, 0.0))
     size = sum(p.numel() for p in params) / 1e6
     accelerator.print(
         f"{title}: {size:.2f} M parameters, steps {first:,} to {config.steps:,} of {config.batch_size} "
@@ -194,16 +195,16 @@ def train(
                     visits[done]()
             if done == config.steps or time.perf_counter() - last_write >= config.checkpoint_seconds:
                 record.seconds = seconds_before + time.perf_counter() - began
+                timing = [median(column) for column in zip(*step_seconds, strict=True)]
+                record.step_seconds, record.step_data_seconds = timing
                 state = {"step": done, "sums": sums, "losses": list(losses), "history": record.history}
                 if main:
-                    checkpoint.write(state | {"seconds": record.seconds})
+                    checkpoint.write(state | {"seconds": record.seconds, "step_seconds": timing})
                 last_write = time.perf_counter()
     accelerator.wait_for_everyone()
     with torch.no_grad():
         for name, value in ema.items():
             named[name].copy_(value)
-    if step_seconds:
-        record.step_seconds, record.step_data_seconds = (median(column) for column in zip(*step_seconds, strict=True))
     record.samples = config.steps * config.batch_size * accelerator.num_processes
     model.eval()
     return record

@@ -1,8 +1,9 @@
 """Training of the scene reader, the instrument that all later work is measured by (DESIGN: it knows nothing of ours).
 
-It sees renders of the broad mix, some of them blurred, grainy or compressed as mildly as a VAE or a JPEG would, and the
-truth about each scene; no visual embedding, no generated picture. A ninth of them show combinations of kind and colour
-that are held out from all models. An instrument must not be blind to what models are asked for.
+It sees renders of the broad mix and the truth about each scene; no visual embedding, no generated picture. Some renders
+are blurred, grainy or compressed as mildly as a VAE or a JPEG would, some have lost sun or moon. A ninth of them show
+combinations of kind and colour that are held out from all models: an instrument must not be blind to what models are
+asked for.
 """
 
 import io
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seedx_lite.artifacts import ensure, project_path
-from seedx_lite.data.drawn import draw_scenes, scenes
+from seedx_lite.data.drawn import draw_scenes, plain_sky, scenes
 from seedx_lite.models.autoencoder import to_tensor
 from seedx_lite.models.scene_reader import CELL, SceneReader
 from seedx_lite.presets import Preset
@@ -27,20 +28,19 @@ from .loop import train
 SPREAD = 0.8  # standard deviation, in cells, of the bell around a centre
 NEAR = 0.3  # height of the bell above which a cell is asked what the thing is
 COMPOSITION = 8  # for so many training scenes one of held-out combinations
-DAMAGE = {"plain sky": 0.3, "blur": 0.3, "noise": 0.3, "compression": 0.3}  # shares; a picture may get several
+DAMAGE = {"no sun": 0.3, "blur": 0.3, "noise": 0.3, "compression": 0.3}  # shares; a picture may get several
 
 
-def damage(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture uint8 [H, W, 3] mildly blurred (radius to 0.7 px), grainy (to 6 levels), compressed (JPEG, quality 60
-    to 95) or without sun, moon and clouds in the upper third, each with its share in `DAMAGE`.
+def damage(picture: np.ndarray, kinds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A picture uint8 [H, W, 3] without sun, moon and clouds (by `plain_sky`, from the `kinds` of its cells), mildly
+    blurred (radius to 0.7 px), grainy (to 6 levels) or compressed (JPEG, quality 60 to 95), each with its share in
+    `DAMAGE`.
 
-    Without the last, a reader knows the time of day by sun and moon alone, which pictures of models may lack.
+    Without the first, a reader knows the time of day by sun and moon alone, which pictures of models may lack.
     """
     chosen = {name: rng.random() < share for name, share in DAMAGE.items()}
-    if chosen["plain sky"]:
-        rows = int(rng.uniform(0.15, 0.35) * len(picture))
-        picture = picture.copy()
-        picture[:rows] = np.median(picture[:rows], axis=1, keepdims=True).round()  # one colour to a row
+    if chosen["no sun"]:
+        picture = plain_sky(picture, kinds)
     if chosen["blur"]:
         blurred = Image.fromarray(picture).filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.7)))
         picture = np.asarray(blurred)
@@ -135,17 +135,17 @@ def reader(
     def build(folder: Path) -> None:
         grid = round(preset.vit.n_queries**0.5)
         cache, parts = project_path(runs) / "cache", {"train": count, "composition": count // COMPOSITION}
-        drawn = [draw_scenes(split, many, "broad", size, grid, cache).pictures for split, many in parts.items()]
+        drawn = [draw_scenes(split, many, "broad", size, grid, cache) for split, many in parts.items()]
         truth = truth_table([scene for split, many in parts.items() for scene in scenes(split, many, "broad", size)])
         torch.manual_seed(seed)
         answers = {"kinds": KINDS, "colours": COLOURS, "poses": POSES, "skies": SKIES, "grounds": GROUNDS}
         model = SceneReader(**asdict(sizes), **{key: list(names) for key, names in answers.items()})
 
         def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            chosen = torch.randint(sum(map(len, drawn)), (config.batch_size,), generator=generator)
+            chosen = torch.randint(sum(parts.values()), (config.batch_size,), generator=generator)
             rng = np.random.default_rng(torch.randint(2**31, (), generator=generator).item())
-            pictures = [drawn[0][i] if i < count else drawn[1][i - count] for i in chosen.tolist()]  # stay on disk
-            damaged = np.stack([damage(picture, rng) for picture in pictures])
+            rows = [(drawn[0], i) if i < count else (drawn[1], i - count) for i in chosen.tolist()]  # stay on disk
+            damaged = np.stack([damage(part.pictures[i], part.kind[i], rng) for part, i in rows])
             return {"images": to_tensor(damaged)} | {key: values[chosen] for key, values in truth.items()}
 
         def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:

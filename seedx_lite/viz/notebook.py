@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -29,6 +29,18 @@ def quiet() -> None:
 
         plt.close(plt.figure())  # the first figure makes the notebook set a formatter of its own
         shell.display_formatter.formatters["image/png"].for_type(Figure, small_png)
+
+
+def show(rows: Mapping[str, Sequence[Any]], **words: Any) -> None:
+    """Shows a `picture_grid`, to which `words` go. Colours are rounded to 64 levels, which no eye sees, and which keeps
+    a notebook small."""
+    import matplotlib.pyplot as plt
+
+    from .figures import picture_grid
+
+    rounded = {label: [np.asarray(picture) // 4 * 4 + 2 for picture in row] for label, row in rows.items()}
+    picture_grid(rounded, **words)
+    plt.show()
 
 
 def small_png(figure: Figure, step: int = 4) -> bytes:

@@ -14,6 +14,7 @@ from seedx_lite.evaluation.detokenizer import RECORD, estimated_latents, evaluat
 from seedx_lite.evaluation.records import load_record
 from seedx_lite.models.detokenizer import SDXLAdapter
 from seedx_lite.presets import load_preset
+from seedx_lite.training.reader import reader
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,10 @@ def test_record(folders, tmp_path, monkeypatch, capsys):
     """Bugs: differences with the wrong sign or unpaired; a ceiling that is not one; a record that cannot be read."""
     monkeypatch.setattr(module, "STEPS", 2)
     preset = load_preset("smoke", ["data.validation_scenes=2", "data.test_scenes=4", "data.train_scenes=6"])
-    path = evaluate(preset, folders, runs=tmp_path)
+    path = evaluate(preset, folders, {"reader": reader(preset, runs=tmp_path)}, runs=tmp_path)
     record = load_record(RECORD, "smoke", runs=tmp_path)
     assert path.is_relative_to(tmp_path) and record == json.loads(path.read_text())
+    assert record["read"]["reader"].keys() == {"ours", "vae"} and "f1" in record["read"]["reader"]["vae"]
     numbers = record["numbers"]
     assert path.read_text().count("\n") < 200, "the numbers of all scenes in one line"
     assert {len(values) for row in numbers.values() for values in row.values()} == {4}

@@ -1,5 +1,7 @@
 """Probes on features whose content is known in closed form."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -80,11 +82,28 @@ def test_centres_of_tokens_on_two_things():
     assert features._centres(one, 1)[0].tolist() == [False]
 
 
+def test_things_are_centred_by_what_their_tokens_say_together():
+    """Bugs: a token on the rim counts as much as one on the thing; a thing without any token is not missed."""
+    scenes = [SimpleNamespace(things=(1, 2))]  # two things, of which one has tokens
+    votes, centre = np.array([[0.5, 0.5], [0.9, 0.5]]), np.array([[0.5, 0.5]] * 2)
+    rows = np.array([0, 0])
+    assert features._things_centred(votes, np.array([1.0, 0.05]), rows, centre, scenes) == 0.5
+    assert features._things_centred(votes, np.array([1.0, 1.0]), rows, centre, scenes) == 0
+
+
+def test_first_scenes_of_a_sample():
+    truth = features.Drawn(*(np.arange(6).reshape(3, 2) for _ in range(6)))
+    few = features.Sample(["a", "b", "c"], truth, torch.arange(3)).first(2)
+    assert few.scenes == ["a", "b"] and len(few.truth.kind) == len(few.tokens) == 2
+
+
 def test_fit_linear():
     """Bug: no constant, or a ridge that depends on the scale of the features."""
     x = np.random.default_rng(0).normal(size=(200, 3)) * 1e-3
     y = x @ [[2.0], [0.0], [-1.0]] + 7
     assert np.allclose(features.fit_linear(x, y, ridge=1e-9)(x), y, atol=1e-5)
+    with pytest.raises(ValueError, match=r"weights \[200\] for 200 rows"):
+        features.fit_linear(x, y, np.ones(200))
     heavy = np.where(np.arange(200) < 100, 1.0, 0.0)[:, None]  # rows without weight may say anything
     assert np.allclose(features.fit_linear(x, np.where(heavy, y, 99), heavy, ridge=1e-9)(x), y, atol=1e-5)
 

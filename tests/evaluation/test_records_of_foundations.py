@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from seedx_lite.artifacts import read_manifest
+from seedx_lite.artifacts import check, read_manifest
 from seedx_lite.bench import measure_sampling
+from seedx_lite.data.drawn import scenes
+from seedx_lite.data.pictures import from_sheet
 from seedx_lite.evaluation import calibration, language_model, text_to_image
 from seedx_lite.evaluation.records import load_record
 from seedx_lite.pipelines.text_to_image import draw_captions, load_pipeline
@@ -18,6 +20,7 @@ from seedx_lite.training.foundations import pilot, sdxl
 from seedx_lite.training.llama import llama
 from seedx_lite.training.reader import reader, reader_2
 from seedx_lite.training.vit import vit
+from seedx_lite.world.language import canonical_caption
 
 SMOKE = load_preset("smoke")
 
@@ -40,7 +43,7 @@ def test_calibration(runs, folders, monkeypatch):
     """Bugs: a set of pictures that is compared with the scenes of another; a ceiling by one rule only."""
     monkeypatch.setattr(calibration, "FIRST", 4)
     record = calibration.calibrate(SMOKE, folders, count=6)
-    sets = {"renders", "broad", "composition", "vae"}
+    sets = {"renders", "plain_sky", "broad", "composition", "vae", "vae_composition"}
     for told in (record, record["by_place"]):
         assert set(told["reader"]) == set(told["reader_2"]) == sets
     assert set(record["disagreement"]) == sets and record["tolerance"] >= 0.002
@@ -54,22 +57,29 @@ def test_text_to_image_record(runs, folders):
     assert len(record["f1"]) == 4 and "position_error" not in record["test"]["reader"]
     with Image.open(path.with_suffix(".png")) as sheet:
         assert sheet.size == (4 * 32, 32)
+        captions = [canonical_caption(scene) for scene in scenes("test", 4, size=SMOKE.size)]
+        again = draw_captions(load_pipeline(folders["sdxl"]), captions)
+        assert text_to_image.mean_difference(again, from_sheet(sheet, 32)) <= record["tolerance"]
+    assert text_to_image.mean_difference(again, again[::-1]) > record["tolerance"]
     steps = [row["steps"] for row in record["progress"]]
     assert steps == [1, 3, 6, 7, 9, 12] and [row["samples"] for row in record["progress"]] == [4 * s for s in steps]
 
 
 def test_pilots(runs, folders):
     """Bugs: two pilots of one prediction type; a pilot that changes the foundation that it starts from."""
-    before = {name: read_manifest(folder)["files"] for name, folder in folders.items()}
-    started = {**folders, "vit": runs / "smoke" / "vit-seed0"}
-    pipes = {kind: pilot(SMOKE, kind, started, runs=runs) for kind in ("epsilon", "v_prediction")}
+    started = {"sdxl": folders["sdxl"], "vit": runs / "smoke" / "vit-seed0"}
+    pilots = {kind: pilot(SMOKE, kind, started, runs=runs) for kind in ("epsilon", "v_prediction")}
+    pipes = {kind: load_pipeline(folder) for kind, folder in pilots.items()}
     assert [pipe.scheduler.config.prediction_type for pipe in pipes.values()] == list(pipes)
-    weights = [pipe.unet.conv_out.weight for pipe in pipes.values()]
-    assert not torch.equal(*weights)
-    text_to_image.compare_pilots(SMOKE, pipes, folders["reader"], runs=runs)
+    assert not torch.equal(*(pipe.unet.conv_out.weight for pipe in pipes.values()))
+    for folder in started.values():
+        check(folder)
+    text_to_image.compare_pilots(SMOKE, {**pilots, "reader": folders["reader"]}, runs=runs)
     record = load_record(text_to_image.PILOTS, "smoke", runs=runs)
     assert {"f1", "background"} <= set(record["epsilon"]) == set(record["v_prediction"])
-    assert before == {name: read_manifest(folder)["files"] for name, folder in folders.items()}
+    difference = record["v_prediction"]["f1"]["mean"] - record["epsilon"]["f1"]["mean"]
+    assert record["v_minus_epsilon"]["f1"]["mean"] == pytest.approx(difference, abs=1e-3)
+    assert record["artifacts"].keys() == {"epsilon", "v_prediction", "reader"} and record["training_steps"] == 6
 
 
 def test_noise_depends_on_place_and_seed_alone(folders):
@@ -81,6 +91,9 @@ def test_noise_depends_on_place_and_seed_alone(folders):
         again = np.stack(draw_captions(pipe, [caption] * 3, steps=2, **option)).astype(int)
         assert np.abs(again - np.stack(three)).mean() < (1 if "batch" in option else 4)
     assert not np.array_equal(draw_captions(pipe, [caption], seed=1, steps=2)[0], three[0])
+    assert np.array_equal(draw_captions(pipe, [caption], steps=2, indices=[2])[0], three[2])
+    with pytest.raises(ValueError, match="1 indices for 2 captions"):
+        draw_captions(pipe, [caption] * 2, indices=[0])
     with pytest.raises(ValueError, match="a caption of 101 tokens, expected 80 at most: 'a red cat on"):
         draw_captions(pipe, [" ".join([caption] * 9)])
 

@@ -103,6 +103,7 @@ def test_a_finished_run_is_loaded(tmp_path):
     again = train(second, batch_at, loss_of, CONFIG, tmp_path, on_step=lambda *_: pytest.fail("trained again"))
     assert same(weights(first), weights(second)) and not second.training
     assert again.history == record.history and again.samples == record.samples == 40 * 8
+    assert again.step_seconds == record.step_seconds > 0, "what a step cost is not forgotten"
 
 
 def test_ema_is_the_weighted_sum_of_all_weights(tmp_path):
