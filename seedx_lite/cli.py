@@ -220,9 +220,9 @@ def _read(args) -> None:
     reader = SceneReader.from_pretrained(_run("pretrain", "reader", preset, args))
     scene = read_picture(reader, picture, preset.image_size)
     for thing in scene.from_left:
-        left, top, right, bottom = (round(100 * side) for side in scene.box(thing))
+        left, top, right, bottom = (round(100 * min(1, max(0, side))) for side in scene.box(thing))
         what = f"{thing.colour} {thing.kind}" + (f", {thing.pose}" if thing.pose else "")
-        print(f"{what:<28} {left}-{right} % of the width, {top}-{bottom} % of the height, facing {thing.facing}")
+        print(f"{what:<28} {left} to {right} % of the width, {top} to {bottom} % of the height, facing {thing.facing}")
     print(canonical_caption(scene) if scene.things else f"nothing, on {scene.ground}, sky: {scene.sky}")
 
 

@@ -115,13 +115,17 @@ def test_file_of_ones_own(tmp_path):
         ("data.train_scenes=0", "data.train_scenes=0: expected 1 or more"),
         ("data.second_scenes=0", "data.second_scenes=0: expected 1 or more"),
         ("data.second_scenes=9", "data.second_scenes=9: expected train_scenes or more"),
-        ("training.vit_dense.steps=64", "training.vit_dense.batch_size has no value"),
     ],
 )
 def test_bad_override(override, message):
     """Bug: a misspelt or impossible entry is ignored, and hours of training answer another question."""
     with pytest.raises(ValueError, match=message):
         load_preset("lite", [override])
+
+
+def test_a_training_that_a_preset_lacks_needs_all_its_entries():
+    with pytest.raises(ValueError, match=r"training\.vit_dense\.batch_size has no value"):
+        load_preset("smoke", ["training.vit_dense.steps=64"])
 
 
 def test_unknown_preset():

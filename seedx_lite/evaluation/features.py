@@ -53,11 +53,13 @@ class Sample:
         return Sample(self.scenes[:count], truth, self.tokens[:count])
 
 
-def embed_split(tower: VisionTransformerWithAttnPool, split: str, count: int) -> Sample:
-    """Draws the scenes, of the narrow mix, at the encoder's image size and embeds them."""
+def embed_split(tower: VisionTransformerWithAttnPool, split: str, count: int, named: bool = True) -> Sample:
+    """Draws the scenes, of the narrow mix, at the encoder's image size and embeds them. named: keep the scenes
+    themselves, too; to fit probes on, their pictures and cells are enough."""
     size, grid = (tower.image_size,) * 2, round(tower.config["n_queries"] ** 0.5)
     truth = draw_scenes(split, count, "narrow", size, grid)
-    return Sample(scenes(split, count, "narrow", size), truth, embed_pictures(tower, truth.pictures))
+    chosen = scenes(split, count, "narrow", size) if named else []
+    return Sample(chosen, truth, embed_pictures(tower, truth.pictures, batch=16))
 
 
 @torch.no_grad()
@@ -210,7 +212,7 @@ def vit_report(vit_folder: str | Path, as_shipped: bool = False) -> dict[str, An
     heads = TokenHeads.from_pretrained(Path(vit_folder) / "heads")
     if as_shipped:
         tower, heads = tower.half().double(), heads.half().float()
-    test, other = embed_split(tower, "test", SCENES), embed_split(tower, "validation", FIT_SCENES)
+    test, other = embed_split(tower, "test", SCENES), embed_split(tower, "validation", FIT_SCENES, named=False)
     about, tokens = read_manifest(vit_folder), tower.config["n_queries"]
     with torch.no_grad():
         read = heads(test.tokens)
