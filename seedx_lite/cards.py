@@ -45,24 +45,6 @@ ABOUT = {
         'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
         "Kinds, colours and places come back; faces do not, and limbs are soft. See notebook 02.",
     ),
-    "detokenizer-stage2": (
-        "De-tokenizer, stage 2",
-        "Resampler and U-Net that draw from visual embeddings and, if there is one, a condition image.",
-        'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
-        "The condition image must be of the same size, and show the same place.",
-    ),
-    "cell-n256": (
-        "De-tokenizer of the ablation, 256 visual embeddings",
-        "As stage 1, trained for fewer steps, on visual embeddings that are not pooled.",
-        'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
-        "To be compared with other cells only. See notebook 03.",
-    ),
-    "cell-n32": (
-        "De-tokenizer of the ablation, 32 visual embeddings",
-        "As stage 1, trained for fewer steps, on visual embeddings pooled by eights.",
-        'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
-        "To be compared with other cells only. See notebook 03.",
-    ),
 }
 RECORDS = {  # stage: record and its entries that a card shows
     "vit": ("vit", ("retrieval", "reading", "probe")),
