@@ -129,7 +129,7 @@ def measure_tolerance(
     targets: Sequence[Target],
     numbers: Mapping[str, Sequence[float]],
     seed: int,
-    steps: int = STEPS,
+    steps: int | None = None,
 ) -> dict[str, Any]:
     """By how much `numbers`, those of the first scenes, differ when nothing but arithmetic does.
 
@@ -140,7 +140,7 @@ def measure_tolerance(
     reference = {metric: values[: len(targets)] for metric, values in numbers.items()}
 
     def repeat(pipe: DetokenizerPipeline, **kwargs: Any) -> dict[str, float]:
-        return mean_differences(reference, _redrawn(pipe, targets, steps, GUIDANCE, seed, **kwargs))
+        return mean_differences(reference, _redrawn(pipe, targets, steps or STEPS, GUIDANCE, seed, **kwargs))
 
     repeats = on_threads(lambda: repeat(pipe))
     repeats["batches of 5"] = repeat(pipe, batch_size=5)

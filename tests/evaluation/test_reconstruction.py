@@ -54,10 +54,10 @@ def test_small_parts_are_lost_first():
     scores = {"true": [], "blurred": [], "shifted": [], "without": []}
     for target in with_parts:
         blurred = Image.fromarray(target.picture).filter(ImageFilter.GaussianBlur(2))
-        scores["true"].append(part_ious(target, target.picture))
-        scores["blurred"].append(part_ious(target, np.asarray(blurred)))
-        scores["shifted"].append(part_ious(target, np.roll(target.picture, 4, axis=1)))
-        scores["without"].append(part_ious(target, np.full_like(target.picture, target.picture[0, 0])))
+        scores["true"].extend(part_ious(target, target.picture))
+        scores["blurred"].extend(part_ious(target, np.asarray(blurred)))
+        scores["shifted"].extend(part_ious(target, np.roll(target.picture, 4, axis=1)))
+        scores["without"].extend(part_ious(target, np.full_like(target.picture, target.picture[0, 0])))
     means = {name: np.mean(values) for name, values in scores.items()}
     assert means["true"] > 0.7 and max(means[name] for name in ("blurred", "shifted", "without")) < 0.6, means
 
