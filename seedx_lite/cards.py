@@ -17,7 +17,7 @@ ABOUT = {
     "sdxl": (
         "Text to image, and the VAE",
         "An SDXL-type pipeline: two CLIP text encoders, U-Net, VAE. Plain diffusers opens it.",
-        'pipe = StableDiffusionXLPipeline.from_pretrained("{folder}")  # diffusers; this package is not needed\n'
+        'pipe = StableDiffusionXLPipeline.from_pretrained("{folder}")  # plain diffusers\n'
         'pipe("a red cat on the left, on grass by day", height=64, width=64, guidance_scale=3.0).images[0]',
         "It knows the words of `world/language.py`. Plain diffusers takes other words for `<unk>` and does not say so.",
     ),
