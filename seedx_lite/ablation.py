@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -50,9 +50,16 @@ DETOKENIZERS: dict[str, tuple[Variant, int]] = {
     "condition": (Variant(condition=True), 5),
     "n256_latents256": (Variant(vit_down=1, latents=256), 3),
 }
+# The main models, trained longer and with one seed, are measured alike and stand beside the cells.
+MAIN = "main_n64"
+MAINS: dict[str, tuple[Variant, Callable[..., Path]]] = {
+    MAIN: (Variant(), detokenizer.stage1),
+    "main_n256": (Variant(vit_down=1), detokenizer.stage1_unpooled),
+    "main_condition": (Variant(condition=True), detokenizer.stage2),
+}
 RATES, SWEEP_SEED, SWEEP_SHARE = (5e-4, 1e-3, 2e-3), 100, 4  # learning rates, tried for a quarter of the steps
 SHOWN = ("crowded", 8)  # whose first pictures the sheet of a cell shows
-AT_HALF = ("test", "crowded")  # sets that are also measured with the weights at half of the steps
+AT_HALF = ("crowded", "broad")  # sets that are also measured with the weights at half of the steps
 
 
 def cells(grid: Mapping[str, tuple[Variant, int]]) -> list[tuple[str, int]]:
@@ -77,6 +84,7 @@ class Grid:
         counts: Mapping[str, int] | None = None,
     ):
         self.preset, self.runs, self.grid = load_preset(source, overrides), runs, grid or DETOKENIZERS
+        self.cells = [(name, 0) for name in MAINS] + cells(self.grid)
         if None in (self.preset.training.cell, self.preset.training.detokenizer_edits):
             keys = "`training.cell` and `training.detokenizer_edits`"
             raise ValueError(f"preset {self.preset.name} lacks {keys}, the trainings of cells; give their entries")
@@ -106,7 +114,7 @@ class Grid:
         told["artifacts"] = {name: read_manifest(folder)["id"] for name, folder in self.folders.items()}
         told |= {"steps": variants.STEPS, "guidance": variants.GUIDANCE, "counts": self.examiner.counts}
         told["versions"] = {name: version(name) for name in ("torch", "diffusers", "numpy", "pillow")}
-        for name, seed in cells(self.grid):
+        for name, seed in self.cells:
             cell = self._done(name, seed)
             if cell is None:
                 told["missing"].append(f"{name}/{seed}")
@@ -120,13 +128,18 @@ class Grid:
         return f"cells/{RECORD}-{name}"
 
     def _config(self, name: str) -> TrainConfig:
-        training, variant = self.preset.training, self.grid[name][0]
-        return training.detokenizer_edits if variant.condition else training.cell
+        training = self.preset.training
+        if self._variant(name).condition:
+            return training.detokenizer_edits
+        return training.detokenizer if name in MAINS else training.cell
+
+    def _variant(self, name: str) -> Variant:
+        return (MAINS[name] if name in MAINS else self.grid[name])[0]
 
     def _identity(self, name: str, seed: int | None) -> str:
         """Of everything that decides a cell's numbers, or for no seed those of the sweep."""
         made = [read_manifest(folder)["id"] for folder in self.folders.values()]
-        told = [made, asdict(self.grid[name][0]), self._config(name).recipe, self.examiner.counts, seed]
+        told = [name in MAINS, made, asdict(self._variant(name)), self._config(name).recipe, self.examiner.counts, seed]
         told += [variants.STEPS, variants.GUIDANCE, list(RATES), SWEEP_SHARE]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -155,11 +168,13 @@ class Grid:
         return found
 
     def _trained(self, name: str, seed: int, config: TrainConfig, variant: Variant, cell: str) -> Path:
+        if name in MAINS:
+            return MAINS[name][1](self.preset, seed, runs=self.runs)
         stage = detokenizer.stage2 if variant.condition else detokenizer.stage1
         return stage(self.preset, seed, runs=self.runs, variant=variant, cell=cell, config=config)
 
     def _sweep(self, name: str) -> dict[str, Any]:
-        variant, config = self.grid[name][0], self._config(name)
+        variant, config = self._variant(name), self._config(name)
         short = replace(config, steps=max(1, config.steps // SWEEP_SHARE))
         parts = detokenizer.load_parts(self.folders["vit"], self.folders["sdxl"])
         kind = detokenizer.EditPairs if variant.condition else detokenizer.Reconstructions
@@ -172,12 +187,15 @@ class Grid:
         return {"rates": list(RATES), "steps": short.steps, "losses": losses}
 
     def _measured(self, name: str, seed: int) -> dict[str, Any]:
-        variant = replace(self.grid[name][0], learning_rate=self.learning_rate(name))
+        variant = self._variant(name)
+        if name not in MAINS:
+            variant = replace(variant, learning_rate=self.learning_rate(name))
         began = time.perf_counter()
         folder = self._trained(name, seed, self._config(name), variant, f"cell-{name}")
         trained = time.perf_counter()
         pipe, half = self._pipeline(folder), detokenizer.half_folder(self.preset, f"cell-{name}", seed, self.runs)
-        told = {"learning_rate": variant.learning_rate, "detokenizer": read_manifest(folder)["id"]}
+        run = json.loads((folder / "training.json").read_text())
+        told = {"learning_rate": run["config"]["learning_rate"], "detokenizer": read_manifest(folder)["id"]}
         told["sets"] = self.examiner.measure(pipe, seed)
         if variant.condition:
             told["sets"] |= self.examiner.measure_edits(pipe, seed)
@@ -186,13 +204,14 @@ class Grid:
         if not variant.condition:  # a U-Net with other channels cannot draw from captions any more
             self.drawing.unet = pipe.unet
             told["captions"] = self.examiner.measure_captions(self.drawing, seed)
+        if name == MAIN:
+            told["sampling"] = self.examiner.sampling(pipe)
         if seed == 0:
             told["first"] = self.examiner.measure_first(pipe, seed)
         which, count = SHOWN
         sheet = to_sheet(self.examiner.reconstructions(pipe, which, seed, count))
         with replacing(_sheet(name, seed, self.preset.name, self.runs)) as draft:
             sheet.save(draft, "JPEG", quality=90, subsampling=0)
-        run = json.loads((folder / "training.json").read_text())
         measured = time.perf_counter() - trained
         seconds = {"training": run["seconds"], "training and loading": trained - began, "measuring": measured}
         return told | {"seconds": seconds, "hardware": run["hardware"], "threads": torch.get_num_threads()}
@@ -237,12 +256,13 @@ def run(
 
     processes: cells at a time, among which the cores are shared out. Raises ValueError for an unknown variant.
     """
-    if unknown := set(only) - DETOKENIZERS.keys():
-        raise ValueError(f"no variant {', '.join(sorted(unknown))}; known are {', '.join(DETOKENIZERS)}")
+    known = [*MAINS, *DETOKENIZERS]
+    if unknown := sorted(set(only) - set(known)):
+        raise ValueError(f"no variant {', '.join(unknown)}; known are {', '.join(known)}")
     shared = (str(source), tuple(overrides), str(runs))
     grid = _grid(*shared)  # trains the foundations once, if they are missing
-    todo = [(*shared, *cell) for cell in cells(grid.grid) if not only or cell[0] in only]
-    for name in dict.fromkeys(name for *_, name, _ in todo):
+    todo = [(*shared, *cell) for cell in grid.cells if not only or cell[0] in only]
+    for name in dict.fromkeys(name for *_, name, _ in todo if name not in MAINS):
         grid.learning_rate(name)
     if processes == 1:
         for cell in todo:

@@ -27,6 +27,7 @@ TRAININGS = {
     },
     "train": {
         "detokenizer": ("detokenizer", "stage1", "the de-tokenizer, stage 1: pictures from visual embeddings"),
+        "detokenizer-unpooled": ("detokenizer", "stage1_unpooled", "the same from all embeddings of the ViT"),
         "detokenizer-edits": ("detokenizer", "stage2", "the de-tokenizer, stage 2: with a condition image"),
     },
 }

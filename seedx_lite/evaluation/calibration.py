@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from diffusers import AutoencoderKL
 
 from seedx_lite.artifacts import read_manifest
 from seedx_lite.data.drawn import draw_scenes, plain_sky, scenes
-from seedx_lite.models.autoencoder import round_trips
+from seedx_lite.models.autoencoder import read_vae, round_trips
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.presets import Preset
 from seedx_lite.world.scene import Scene
@@ -37,7 +35,7 @@ def calibrate(preset: Preset, folders: Mapping[str, Path], count: int = SCENES) 
     """
     size, grid = preset.size, round(preset.vit.n_queries**0.5)
     readers = {name: SceneReader.from_pretrained(folders[name]) for name in ("reader", "reader_2")}
-    vae = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", dtype=torch.float32).eval()
+    vae = read_vae(folders["sdxl"])
     sets = {"renders": ("test", "narrow"), "broad": ("test", "broad"), "composition": ("composition", "narrow")}
     wanted = {name: scenes(split, count, mix, size) for name, (split, mix) in sets.items()}
     drawn = {name: draw_scenes(split, count, mix, size, grid) for name, (split, mix) in sets.items()}

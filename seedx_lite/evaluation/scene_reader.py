@@ -32,8 +32,10 @@ ITEMS = ("single_object", "two_objects", "counting", "colours", "position", "att
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a picture shows of a scene. Counts: `true` and `read` things, `matched` ones, of these the right `colours`
-    and, among `people`, the right `poses`. distance: of the centres of all matched things together, in widths.
+    """What a picture shows of a scene. Counts: `true` and `read` things, `matched` ones, of these the right `colours`,
+    among `people` the right `poses`, and among `sided` things (all matched ones, but none of a picture that was drawn
+    from words, which do not tell it) the right `facings`. distance: of the centres of all matched things together, in
+    widths.
     items: each of `ITEMS` that the scene asks for, and whether the picture shows it."""
 
     true: int
@@ -42,6 +44,8 @@ class Comparison:
     colours: int
     people: int
     poses: int
+    sided: int
+    facings: int
     distance: float
     sky: bool
     ground: bool
@@ -156,6 +160,7 @@ def compare(scene: Scene, read: Scene, by_place: bool = False) -> Comparison:
     found = match(scene, read, by_place)
     pairs = [(scene.things[i], read.things[j]) for i, j, _ in found]
     people = [(one, other) for one, other in pairs if one.pose]
+    sided = [] if by_place else pairs
     return Comparison(
         true=len(scene.things),
         read=len(read.things),
@@ -163,6 +168,8 @@ def compare(scene: Scene, read: Scene, by_place: bool = False) -> Comparison:
         colours=sum(one.colour == other.colour for one, other in pairs),
         people=len(people),
         poses=sum(one.pose == other.pose for one, other in people),
+        sided=len(sided),
+        facings=sum(one.facing == other.facing for one, other in sided),
         distance=sum(distance for *_, distance in found),
         sky=scene.sky == read.sky,
         ground=scene.ground == read.ground,
@@ -201,14 +208,16 @@ def _items(scene: Scene, read: Scene) -> dict[str, bool]:
 def summarise(comparisons: Sequence[Comparison], seed: int = 0) -> dict[str, dict[str, float]]:
     """Means over scenes with 95 % bootstrap intervals.
 
-    `f1`, `sky`, `ground`, `background` (both right), items: shares of scenes. `colour`, and among people `pose`: shares
-    of matched things. `position_error`: of matched things, in widths. `coloured_f1`: F1 that counts only
-    things whose colour is right, too. What the scenes never ask for is left out.
+    `f1`, `sky`, `ground`, `background` (both right), items: shares of scenes. `colour`, `facing` (left or right; half
+    of them are right by chance), and among people `pose`: shares of matched things. `position_error`: of matched
+    things, in widths. `coloured_f1`: F1 that counts only things whose colour is right, too. What the scenes never ask
+    for is left out.
     """
     parts = {
         "f1": [(c.f1, 1) for c in comparisons],
         "colour": [(c.colours, c.matched) for c in comparisons],
         "pose": [(c.poses, c.people) for c in comparisons],
+        "facing": [(c.facings, c.sided) for c in comparisons],
         "position_error": [(c.distance, c.matched) for c in comparisons],
         "coloured_f1": [(2 * c.colours / max(1, c.true + c.read), 1) for c in comparisons],
         "sky": [(c.sky, 1) for c in comparisons],

@@ -5,11 +5,13 @@ training showed; and `broad`, in looks that de-tokenizers are not tuned on. And 
 image. Each has its ceiling: the same numbers for VAE round trips.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from seedx_lite.data.drawn import scenes
 from seedx_lite.models.autoencoder import round_trips
@@ -28,10 +30,13 @@ from .statistics import bootstrap
 
 SETS = {  # split, mix, number of things (None: one to three), number of scenes
     "test": ("test", "narrow", None, 512),
-    "crowded": ("test", "narrow", 3, 256),
+    "crowded": ("test", "narrow", 3, 512),
     "composition": ("composition", "narrow", None, 256),
     "broad": ("test", "broad", None, 256),
+    "validation": ("validation", "narrow", None, 256),  # on which settings are chosen; no cell is measured on it
 }
+MEASURED = ("test", "crowded", "composition", "broad")
+SAMPLERS, SAMPLER_STEPS = (DDIMScheduler, DPMSolverMultistepScheduler), (4, 6, 8, 12, 25)
 EDITS, CAPTIONS = 512, 128  # of edits, and of captions that a fine-tuned U-Net draws from, to see what it forgot
 PART_PASSES = 0.5  # overlap that a small part has after a VAE round trip, to be asked for
 FIRST = 16  # crowded scenes that are drawn again to check a record
@@ -92,17 +97,34 @@ class Examiner:
 
     def ceilings(self) -> dict[str, dict[str, dict[str, float]]]:
         """What VAE round trips reach, by set."""
-        told = {name: self.held(name).ceiling for name in SETS}
+        told = {name: self.held(name).ceiling for name in MEASURED}
         return told | {"edits": edit_ceiling(self.vae, self.reader, self.counts["edits"], self.size)}
 
-    def reconstructions(self, pipe: DetokenizerPipeline, name: str, seed: int, count: int | None = None):
+    def reconstructions(
+        self, pipe: DetokenizerPipeline, name: str, seed: int, count: int | None = None, steps: int = STEPS
+    ) -> list[np.ndarray]:
         """The pictures of a set, or the first of them, drawn from their embeddings; noise by place and seed."""
         pictures = self.held(name).pictures[:count]
-        return reconstruct(pipe, pictures, range(len(pictures)), STEPS, GUIDANCE, seed, quick=True)
+        return reconstruct(pipe, pictures, range(len(pictures)), steps, GUIDANCE, seed, quick=True)
 
-    def measure(self, pipe: DetokenizerPipeline, seed: int, sets: Sequence[str] = tuple(SETS)) -> dict[str, Any]:
+    def measure(self, pipe: DetokenizerPipeline, seed: int, sets: Sequence[str] = MEASURED) -> dict[str, Any]:
         """`judge` of reconstructions, by set."""
         return {name: self.judge(self.held(name), self.reconstructions(pipe, name, seed)) for name in sets}
+
+    def sampling(self, pipe: DetokenizerPipeline) -> list[dict[str, Any]]:
+        """`judge` of reconstructions of validation scenes for each of `SAMPLERS` and `SAMPLER_STEPS`, with what a
+        picture costs: `seconds`, guided, in batches of 32."""
+        held, ours, told = self.held("validation"), pipe.scheduler, []
+        for sampler in SAMPLERS:
+            pipe.scheduler = sampler.from_config(ours.config)
+            for steps in SAMPLER_STEPS:
+                began = time.perf_counter()
+                drawn = self.reconstructions(pipe, "validation", 0, steps=steps)
+                seconds = (time.perf_counter() - began) / len(drawn)
+                told.append({"sampler": sampler.__name__, "steps": steps, "seconds": seconds})
+                told[-1] |= self.judge(held, drawn)
+        pipe.scheduler = ours
+        return told
 
     def measure_first(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, Any]:
         """Numbers of each of the first `FIRST` crowded scenes, drawn in float32, and by how much they may differ on

@@ -3,10 +3,17 @@
 Axes: K pictures, H, W their height and width, h, w those of the latents, c channels of a latent.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+
+
+def read_vae(folder: str | Path, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """The VAE of a folder of an SDXL-type pipeline, whatever the files' dtype. Raises OSError where it is missing."""
+    return AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=dtype).eval()
 
 
 def to_tensor(pictures: np.ndarray) -> Tensor:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from seedx_lite.artifacts import check_upstream
-from seedx_lite.models.autoencoder import to_tensor
+from seedx_lite.models.autoencoder import read_vae, to_tensor
 from seedx_lite.models.detokenizer import (
     Conditioning,
     SDXLAdapterWithLatentImage,
@@ -73,7 +73,7 @@ class DetokenizerPipeline(DiffusionPipeline):
         trained = read_adapter(adapter, sdxl)
         return cls(
             VisionTransformerWithAttnPool.from_pretrained(vit),
-            AutoencoderKL.from_pretrained(sdxl, subfolder="vae", dtype=torch.float32),
+            read_vae(sdxl),
             trained.unet,
             trained.resampler,
             _read_scheduler(Path(sdxl)),
@@ -100,7 +100,7 @@ class DetokenizerPipeline(DiffusionPipeline):
             raise ValueError(f"{index} is of a {settings.get('_class_name')}, expected {cls.__name__}")
         return cls(
             VisionTransformerWithAttnPool.from_pretrained(folder / "vit").to(dtype),
-            AutoencoderKL.from_pretrained(folder, subfolder="vae", dtype=dtype),
+            read_vae(folder, dtype),
             UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=dtype),
             ResamplerXLV2.from_pretrained(folder / "resampler").to(dtype),
             _read_scheduler(folder),

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from seedx_lite.artifacts import ensure, processes, project_path, read_manifest
 from seedx_lite.data.drawn import EMPHASIS, draw_edits
 from seedx_lite.data.formats import replacing
-from seedx_lite.models.autoencoder import encode_pictures
+from seedx_lite.models.autoencoder import encode_pictures, read_vae
 from seedx_lite.models.detokenizer import (
     SDXLAdapter,
     SDXLAdapterWithLatentImage,
@@ -70,12 +70,11 @@ class Parts(NamedTuple):
 
 def load_parts(vit_folder: Path, sdxl_folder: Path) -> Parts:
     """The foundations in their folders, in float32."""
-    from diffusers import AutoencoderKL, DDIMScheduler
+    from diffusers import DDIMScheduler
 
     tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
-    autoencoder = AutoencoderKL.from_pretrained(sdxl_folder, subfolder="vae", dtype=torch.float32).eval()
     scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
-    return Parts(tower, autoencoder, scheduler, read_manifest(vit_folder)["id"])
+    return Parts(tower, read_vae(sdxl_folder), scheduler, read_manifest(vit_folder)["id"])
 
 
 class Reconstructions:
@@ -214,8 +213,9 @@ def stage1(
     variant: Variant = Variant(),
     cell: str | None = None,
     config: TrainConfig | None = None,
+    name: str = "detokenizer-stage1",
 ) -> Path:
-    """Trains resampler, keys and values on the narrow mix; returns the folder of the artifact.
+    """Trains resampler, keys and values on the narrow mix; returns the folder of the artifact, `name`.
 
     variant, cell, config: for a cell of an ablation, its name and its training. Cells of all seeds stand on the
     foundations of seed 0, and leave their weights at half of the steps in `half_folder`.
@@ -241,7 +241,12 @@ def stage1(
     }
     recipe |= {"full_ft": True} if variant.full_ft else {}
     about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": [vit_folder, sdxl_folder]}
-    return ensure(cell or "detokenizer-stage1", build, **about, retrain=retrain, runs=runs)
+    return ensure(cell or name, build, **about, retrain=retrain, runs=runs)
+
+
+def stage1_unpooled(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
+    """Stage 1 with all embeddings of the ViT, trained as long: the second main model."""
+    return stage1(preset, seed, retrain, runs, Variant(vit_down=1), name="detokenizer-unpooled")
 
 
 def stage2(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from seedx_lite.artifacts import PROGRESS, ensure, processes, project_path
 from seedx_lite.data.drawn import EMPHASIS, Drawn, cell_owners, draw_scenes, scenes, thing_weights
 from seedx_lite.data.pictures import to_sheet
-from seedx_lite.models.autoencoder import encode_pictures, to_tensor
+from seedx_lite.models.autoencoder import encode_pictures, read_vae, to_tensor
 from seedx_lite.models.detokenizer import noise_target, sdxl_time_ids
 from seedx_lite.models.text import encode_text, load_text_encoders
 from seedx_lite.pipelines.text_to_image import draw_captions
@@ -304,7 +304,7 @@ def pilot(
 ) -> Path:
     """A folder as of `sdxl`, with a U-Net after a short first phase (`PILOT_STEPS` at most), in which it learned to
     predict the noise ("epsilon") or v ("v_prediction"). folders: `sdxl` gives the VAE, `vit` the text encoders."""
-    from diffusers import AutoencoderKL, DDIMScheduler
+    from diffusers import DDIMScheduler
 
     short = replace(preset.training.sdxl, steps=min(PILOT_STEPS, preset.training.sdxl.steps), ema_decay=0.995)
     training = replace(preset.training, sdxl=short, sdxl_words=None)
@@ -312,7 +312,7 @@ def pilot(
     preset = replace(preset, training=training, text_to_image=taught)
 
     def build(folder: Path) -> None:
-        autoencoder = AutoencoderKL.from_pretrained(folders["sdxl"], subfolder="vae", dtype=torch.float32).eval()
+        autoencoder = read_vae(folders["sdxl"])
         text, scheduler = load_text_encoders(folders["vit"]), DDIMScheduler(**noise_schedule(preset))
         data = training_scenes(preset, "broad", runs)
         unet = train_unet(preset, seed, folder / "unet", data, autoencoder, text, scheduler)

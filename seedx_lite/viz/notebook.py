@@ -32,14 +32,12 @@ def quiet() -> None:
 
 
 def show(rows: Mapping[str, Sequence[Any]], **words: Any) -> None:
-    """Shows a `picture_grid`, to which `words` go. Colours are rounded to 64 levels, which no eye sees, and which keeps
-    a notebook small."""
+    """Shows a `picture_grid`, to which `words` go."""
     import matplotlib.pyplot as plt
 
     from .figures import picture_grid
 
-    rounded = {label: [np.asarray(picture) // 4 * 4 + 2 for picture in row] for label, row in rows.items()}
-    picture_grid(rounded, **words)
+    picture_grid(rows, **words)
     plt.show()
 
 

@@ -131,6 +131,15 @@ def test_what_counts_as_found(read, f1, colours, poses):
     assert told.f1 == pytest.approx(f1) and (told.colours, told.poses) == (colours, poses)
 
 
+def test_facing_is_asked_where_it_is_told():
+    """Bug: mirrored things pass for faithful ones; or a picture is asked for a side that its caption does not tell."""
+    turned = moved(CAT, facing="left")
+    told = compare(SCENE, turned)
+    assert (told.sided, told.facings, told.f1) == (2, 1, 1.0) and not differs(told)
+    assert summarise([told])["facing"]["mean"] == 0.5
+    assert "facing" not in summarise([compare(SCENE, turned, by_place=True)])
+
+
 def test_one_to_one_and_the_closest():
     """Bug: two things that are read match the same true one; or a greedy choice leaves one without a match."""
     scene = replace(SCENE, things=(CAT, replace(CAT, x=0.34)))
