@@ -129,9 +129,9 @@ class Grid:
 
     def _config(self, name: str) -> TrainConfig:
         training = self.preset.training
-        if self._variant(name).condition:
-            return training.detokenizer_edits
-        return training.detokenizer if name in MAINS else training.cell
+        if name not in MAINS:
+            return training.cell
+        return training.detokenizer_edits if self._variant(name).condition else training.detokenizer
 
     def _variant(self, name: str) -> Variant:
         return (MAINS[name] if name in MAINS else self.grid[name])[0]
