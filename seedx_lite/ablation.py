@@ -62,9 +62,9 @@ SHOWN = ("crowded", 8)  # whose first pictures the sheet of a cell shows
 AT_HALF = ("crowded", "broad")  # sets that are also measured with the weights at half of the steps
 
 
-def cells(grid: Mapping[str, tuple[Variant, int]]) -> list[tuple[str, int]]:
-    """Names and seeds in the order in which they run: seed by seed, so that what is there can always be compared."""
-    most = max(seeds for _, seeds in grid.values())
+def cells(grid: Mapping[str, tuple[Variant, int]], most: int = 5) -> list[tuple[str, int]]:
+    """Names and seeds in the order in which they run: seed by seed, so that what is there can always be compared.
+    most: the largest number of seeds of any variant."""
     return [(name, seed) for seed in range(most) for name, (_, seeds) in grid.items() if seed < seeds]
 
 
@@ -84,7 +84,7 @@ class Grid:
         counts: Mapping[str, int] | None = None,
     ):
         self.preset, self.runs, self.grid = load_preset(source, overrides), runs, grid or DETOKENIZERS
-        self.cells = [(name, 0) for name in MAINS] + cells(self.grid)
+        self.cells = [(name, 0) for name in MAINS] + cells(self.grid, self.preset.ablation_seeds)
         if None in (self.preset.training.cell, self.preset.training.detokenizer_edits):
             keys = "`training.cell` and `training.detokenizer_edits`"
             raise ValueError(f"preset {self.preset.name} lacks {keys}, the trainings of cells; give their entries")
@@ -208,6 +208,8 @@ class Grid:
             told["sampling"] = self.examiner.sampling(pipe)
         if seed == 0:
             told["first"] = self.examiner.measure_first(pipe, seed)
+            if variant.condition:
+                told["first_edits"] = self.examiner.measure_first_edits(pipe, seed)
         which, count = SHOWN
         sheet = to_sheet(self.examiner.reconstructions(pipe, which, seed, count))
         with replacing(_sheet(name, seed, self.preset.name, self.runs)) as draft:
@@ -262,12 +264,16 @@ def run(
     shared = (str(source), tuple(overrides), str(runs))
     grid = _grid(*shared)  # trains the foundations once, if they are missing
     todo = [(*shared, *cell) for cell in grid.cells if not only or cell[0] in only]
-    for name in dict.fromkeys(name for *_, name, _ in todo if name not in MAINS):
+    mains = [cell for cell in todo if cell[-2] in MAINS]
+    for cell in mains:
+        print(_run_cell(*cell), flush=True)
+    todo = todo[len(mains) :]
+    for name in dict.fromkeys(name for *_, name, _ in todo):
         grid.learning_rate(name)
     if processes == 1:
         for cell in todo:
             print(_run_cell(*cell), flush=True)
-    else:
+    elif todo:
         context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // processes)
         with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
             for line in pool.map(_run_cell, *zip(*todo, strict=True)):

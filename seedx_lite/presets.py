@@ -241,6 +241,7 @@ class Preset:
     text_to_image: TextToImageConfig = field(default_factory=TextToImageConfig)
     n_embeddings: int = 64  # N, the visual embeddings that are left after pooling
     llm: LLMConfig | None = None
+    ablation_seeds: int = 5  # of each variant in an ablation, at most
 
     def __post_init__(self):
         n, tokens = self.n_embeddings, self.vit.n_queries

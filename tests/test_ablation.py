@@ -42,6 +42,7 @@ def test_cells_tell_of_all_sets_and_both_budgets(measured):
     assert first["sets"]["broad"]["psnr"] != first["half"]["broad"]["psnr"]
     edits = measured["condition", 0]["sets"]
     assert edits["condition_on"]["outside_error"] != edits["condition_off"]["outside_error"]
+    assert len(measured["condition", 0]["first_edits"]["numbers"]["thing_iou"]) == COUNTS["edits"]
 
 
 def test_cells_stand_on_the_same_foundations(runs, measured, grid):

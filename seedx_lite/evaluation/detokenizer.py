@@ -130,17 +130,21 @@ def measure_tolerance(
     numbers: Mapping[str, Sequence[float]],
     seed: int,
     steps: int | None = None,
+    **conditions: Any,
 ) -> dict[str, Any]:
     """By how much `numbers`, those of the first scenes, differ when nothing but arithmetic does.
 
     The scenes are drawn again with other numbers of threads, in another batch size, in float64, and with weights
     rounded to float16, as they are shipped. "repeats" are the mean absolute differences; the tolerance of a metric is
-    three times the largest of them, and at least a hundredth of a level or a thousandth of IoU.
+    three times the largest of them, and at least a hundredth of a level or a thousandth of IoU. conditions: as of
+    `reconstruct`.
     """
     reference = {metric: values[: len(targets)] for metric, values in numbers.items()}
 
     def repeat(pipe: DetokenizerPipeline, **kwargs: Any) -> dict[str, float]:
-        return mean_differences(reference, _redrawn(pipe, targets, steps or STEPS, GUIDANCE, seed, **kwargs))
+        return mean_differences(
+            reference, _redrawn(pipe, targets, steps or STEPS, GUIDANCE, seed, **conditions, **kwargs)
+        )
 
     repeats = on_threads(lambda: repeat(pipe))
     repeats["batches of 5"] = repeat(pipe, batch_size=5)

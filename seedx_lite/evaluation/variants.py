@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from PIL import Image
 
 from seedx_lite.data.drawn import scenes
 from seedx_lite.models.autoencoder import round_trips
@@ -60,12 +61,12 @@ class Held:
 
 class Examiner:
     """Measures de-tokenizers of one preset that share VAE and U-Net; scenes are drawn once. counts: of scenes, where
-    they should be fewer than in `SETS`, and of `edits` and `captions`."""
+    they should be fewer than in `SETS`, and of `edits` and `captions`; of none more than the preset's test scenes."""
 
     def __init__(self, preset: Preset, vae, reader: SceneReader, counts: Mapping[str, int] | None = None):
         self.size, self.vae, self.reader = preset.size, vae, reader
-        self.counts = {name: many for name, (*_, many) in SETS.items()} | {"edits": EDITS, "captions": CAPTIONS}
-        self.counts |= counts or {}
+        wanted = {name: many for name, (*_, many) in SETS.items()} | {"edits": EDITS, "captions": CAPTIONS}
+        self.counts = {name: min(many, preset.data.test_scenes) for name, many in wanted.items()} | (counts or {})
         self._held: dict[str, Held] = {}
 
     def held(self, name: str) -> Held:
@@ -129,10 +130,24 @@ class Examiner:
     def measure_first(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, Any]:
         """Numbers of each of the first `FIRST` crowded scenes, drawn in float32, and by how much they may differ on
         another machine: what a notebook computes again."""
-        targets = self.held("crowded").targets[:FIRST]
+        return self._redrawable(pipe, self.held("crowded").targets[:FIRST], seed)
+
+    def measure_first_edits(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, Any]:
+        """The same of the first `FIRST` edits, with the source as condition image."""
+        edits, drawn = held_edits(self.counts["edits"], self.size)
+        sources = [Image.fromarray(source) for source in drawn.source[:FIRST]]
+        return self._redrawable(
+            pipe, [Target.of(edit.target) for edit in edits[:FIRST]], seed, condition_images=sources
+        )
+
+    @staticmethod
+    def _redrawable(
+        pipe: DetokenizerPipeline, targets: Sequence[Target], seed: int, **conditions: Any
+    ) -> dict[str, Any]:
         pictures = [target.picture for target in targets]
-        numbers = judge(targets, reconstruct(pipe, pictures, range(len(targets)), STEPS, GUIDANCE, seed))
-        return {"numbers": numbers, "tolerance": measure_tolerance(pipe, targets, numbers, seed, STEPS)}
+        drawn = reconstruct(pipe, pictures, range(len(targets)), STEPS, GUIDANCE, seed, **conditions)
+        numbers = judge(targets, drawn)
+        return {"numbers": numbers, "tolerance": measure_tolerance(pipe, targets, numbers, seed, STEPS, **conditions)}
 
     def measure_edits(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, dict[str, Any]]:
         """`judge_edits` with the source as condition image (`condition_on`) and without (`condition_off`)."""

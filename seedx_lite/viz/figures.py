@@ -183,3 +183,52 @@ def reading_boxes(picture: Any, scene: Scene, scale: int = 4) -> np.ndarray:
         sides = [side * length for side, length in zip(scene.box(thing), image.size * 2, strict=True)]
         pen.rectangle(sides, outline=CLASS_COLOURS[thing.kind], width=scale // 2)
     return np.asarray(image)
+
+
+def seed_panels(
+    values: Mapping[str, Mapping[str, Sequence[float]]], ceilings: Mapping[str, float], columns: int = 5
+) -> Figure:
+    """One panel for each title of `values`: for each variant a dot for each seed and a bar up to their mean. A dashed
+    line where `ceilings` has the title. Scales start at zero; panels of errors and of shares may stand side by side."""
+    rows = math.ceil(len(values) / columns)
+    wide = min(columns, len(values))
+    figure, panels = plt.subplots(rows, wide, figsize=(1.9 * wide, 2.2 * rows), squeeze=False, layout="constrained")
+    for axes in panels.flat[len(values) :]:
+        axes.set_axis_off()
+    for axes, (title, variants) in zip(panels.flat, values.items(), strict=False):
+        for place, numbers in enumerate(variants.values()):
+            axes.bar(place, np.mean(numbers), 0.62, color=f"C{place}", alpha=0.35)
+            spread = np.linspace(-0.15, 0.15, len(numbers)) if len(numbers) > 1 else [0.0]
+            axes.plot(place + np.asarray(spread), numbers, ".", color=f"C{place}", markersize=4)
+        if title in ceilings:
+            axes.axhline(ceilings[title], linestyle="--", color=MUTED, linewidth=1)
+        axes.set_xticks(range(len(variants)), list(variants), fontsize=6.5)
+        axes.set_title(title, fontsize=8, loc="center", fontweight="normal")
+        axes.grid(visible=False, axis="x")
+    return figure
+
+
+def verdict_figure(verdicts: Sequence[Mapping[str, Any]]) -> Figure:
+    """Differences between two variants, one row for each verdict of a record: a dot for each seed, the mean with its
+    interval, and the margin in grey, within which a difference does not count. Each row has a scale of its own; to the
+    right of the margin is always what the claim says. Raises ValueError for none with an effect."""
+    shown = [one for one in verdicts if one["effect"]]
+    if not shown:
+        raise ValueError("verdict_figure: no verdict with an effect; run the grid for two seeds or more")
+    figure, panels = plt.subplots(len(shown), 1, figsize=(6.4, 0.95 * len(shown)), squeeze=False, layout="constrained")
+    for axes, one in zip(panels[:, 0], shown, strict=True):
+        sign = -1 if one["rule"]["want"] == "less" else 1
+        effect, margin = {key: sign * one["effect"][key] for key in ("mean", "low", "high")}, one["margin"]
+        axes.axvspan(-margin, margin, color="#E6E8EB")
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        axes.plot([effect["low"], effect["high"]], [0, 0], color=ACCENT, linewidth=3, solid_capstyle="butt")
+        axes.plot(effect["mean"], 0, "o", color=ACCENT, markersize=7)
+        dots = [sign * value for value in one["differences"].values()]
+        axes.plot(dots, [0.5] * len(dots), ".", color=WARM, markersize=6)
+        axes.set(ylim=(-0.6, 0.9), yticks=[])
+        axes.margins(x=0.15)
+        first, second = one["rule"]["contrast"][::sign]
+        what = f"{one['claim']}, {one['part']}: {one['rule']['metric']}, {one['rule']['set']}, {first} − {second}"
+        axes.set_title(f"{what}: {one['verdict']}", fontsize=8, fontweight="normal")
+        axes.tick_params(labelsize=7)
+    return figure

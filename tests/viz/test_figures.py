@@ -145,3 +145,32 @@ def test_boxes_of_a_reading_are_where_the_things_are():
     left, top, right, bottom = (256 * side for side in scene.box(scene.things[0]))
     assert shown.shape == (256, 256, 3) and np.allclose((columns.min(), rows.min()), (left, top), atol=1.5)
     assert np.allclose((columns.max(), rows.max()), (right, bottom), atol=1.5)
+
+
+def verdict(want, mean, **changes):
+    effect = {"mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+    rule = {"set": "test", "metric": "pose", "contrast": ["a", "b"], "want": want}
+    told = {"claim": "A", "part": "p", "rule": rule, "differences": {"0": mean, "1": mean}, "margin": 0.02}
+    return told | {"effect": effect, "verdict": "reproduced"} | changes
+
+
+def test_verdicts_point_where_the_claim_does():
+    """Bug: a claim of `less` drawn on the other side of the margin than one of `more`, though both came out."""
+    figure = figures.verdict_figure([verdict("more", 0.1), verdict("less", -0.1), verdict("more", 0, effect=None)])
+    assert len(figure.axes) == 2
+    for axes in figure.axes:
+        mean = next(line for line in axes.lines if line.get_marker() == "o")
+        assert mean.get_xdata()[0] == pytest.approx(0.1)
+    assert "a − b" in figure.axes[0].get_title(loc="left") and "b − a" in figure.axes[1].get_title(loc="left")
+    with pytest.raises(ValueError, match="no verdict with an effect"):
+        figures.verdict_figure([verdict("more", 0, effect=None)])
+
+
+def test_seed_panels():
+    """Bugs: the ceiling of another panel; a variant that is left out."""
+    values = {"pose": {"n64": [0.7, 0.8], "n32": [0.5]}, "error": {"n64": [0.02], "n32": [0.04]}}
+    figure = figures.seed_panels(values, {"pose": 0.9})
+    pose, error = figure.axes
+    assert [bar.get_height() for bar in pose.patches] == [pytest.approx(0.75), 0.5]
+    assert [len(line.get_xdata()) for line in pose.lines] == [2, 1, 2] and pose.lines[-1].get_ydata()[0] == 0.9
+    assert [tick.get_text() for tick in error.get_xticklabels()] == ["n64", "n32"] and len(error.lines) == 2
