@@ -140,7 +140,7 @@ class Grid:
         """Of everything that decides a cell's numbers, or for no seed those of the sweep."""
         made = [read_manifest(folder)["id"] for folder in self.folders.values()]
         told = [name in MAINS, made, asdict(self._variant(name)), self._config(name).recipe, self.examiner.counts, seed]
-        told += [variants.STEPS, variants.GUIDANCE, list(RATES), SWEEP_SHARE]
+        told += [variants.STEPS, variants.CAPTION_STEPS, variants.GUIDANCE, list(RATES), SWEEP_SHARE]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def _done(self, name: str, seed: int) -> dict[str, Any] | None:
