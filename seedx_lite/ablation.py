@@ -28,7 +28,7 @@ from seedx_lite.data.formats import replacing
 from seedx_lite.data.pictures import to_sheet
 from seedx_lite.evaluation import variants
 from seedx_lite.evaluation.claims import verdicts
-from seedx_lite.evaluation.records import SHIPPED, load_record, record_path, save_record
+from seedx_lite.evaluation.records import SHIPPED, load_record, record_path, save_record, training_minutes
 from seedx_lite.models.detokenizer import read_adapter
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
@@ -120,6 +120,7 @@ class Grid:
                 told["missing"].append(f"{name}/{seed}")
             else:
                 told["cells"].setdefault(name, {})[str(seed)] = cell
+                told["artifacts"] |= {name: cell["detokenizer"]} if name in MAINS else {}
         told["ceilings"] = self.examiner.ceilings()
         told["verdicts"] = [asdict(one) | {"told": str(one)} for one in verdicts(by_contrast(told), told["ceilings"])]
         return save_record(RECORD, told, self.runs)
@@ -215,7 +216,11 @@ class Grid:
         with replacing(_sheet(name, seed, self.preset.name, self.runs)) as draft:
             sheet.save(draft, "JPEG", quality=90, subsampling=0)
         measured = time.perf_counter() - trained
-        seconds = {"training": run["seconds"], "training and loading": trained - began, "measuring": measured}
+        seconds = {
+            "training": 60 * training_minutes(run),
+            "training and loading": trained - began,
+            "measuring": measured,
+        }
         return told | {"seconds": seconds, "hardware": run["hardware"], "threads": torch.get_num_threads()}
 
     def _pipeline(self, adapter: Path) -> DetokenizerPipeline:
