@@ -103,8 +103,10 @@ def write_card(folder: Path, runs: str | Path = "runs") -> Path:
     stored = load_record(name, about["preset"], about["seed"], runs)
     if stored and about["id"] in stored["artifacts"].values():
         lines += [f"Measured on held-out scenes (record `{name}`):", ""]
-        found = {entry.rpartition(".")[2]: reduce(dict.get, entry.split("."), stored) for entry in entries}
-        lines += [line for title, entry in found.items() if entry for line in _numbers(entry, title)] + [""]
+        for entry in entries:
+            found = reduce(lambda told, key: told.get(key, {}), entry.split("."), stored)
+            lines += _numbers(found, entry.rpartition(".")[2])
+        lines.append("")
     lines += [
         f"**Limits.** {limits}",
         "",
