@@ -84,7 +84,6 @@ class Grid:
         counts: Mapping[str, int] | None = None,
     ):
         self.preset, self.runs, self.grid = load_preset(source, overrides), runs, grid or DETOKENIZERS
-        self.cells = [(name, 0) for name in MAINS] + cells(self.grid, self.preset.ablation_seeds)
         if None in (self.preset.training.cell, self.preset.training.detokenizer_edits):
             keys = "`training.cell` and `training.detokenizer_edits`"
             raise ValueError(f"preset {self.preset.name} lacks {keys}, the trainings of cells; give their entries")
@@ -93,6 +92,11 @@ class Grid:
         self.drawing = load_pipeline(self.folders["sdxl"])
         judge = SceneReader.from_pretrained(self.folders["reader"])
         self.examiner = variants.Examiner(self.preset, self.drawing.vae, judge, counts)
+
+    @property
+    def cells(self) -> list[tuple[str, int]]:
+        """Names and seeds of all cells, the main models first."""
+        return [(name, 0) for name in MAINS] + cells(self.grid, self.preset.ablation_seeds)
 
     def cell(self, name: str, seed: int) -> dict[str, Any]:
         """The record of a cell, which is trained and measured if need be."""
@@ -151,6 +155,13 @@ class Grid:
             whole = load_record(RECORD, self.preset.name, 0, self.runs)
             found = ((whole or {}).get("cells", {}).get(name) or {}).get(str(seed))
         return found if found and found["identity"] == identity else None
+
+    def outdated(self) -> list[str]:
+        """Cells in the record of the whole grid that are of another version: of other foundations, another training or
+        another way to measure. They are run again."""
+        whole = (load_record(RECORD, self.preset.name, 0, self.runs) or {"cells": {}})["cells"]
+        stored = [(name, seed, whole.get(name, {}).get(str(seed))) for name, seed in self.cells]
+        return [f"{n}/{s}" for n, s, cell in stored if cell and cell["identity"] != self._identity(n, s)]
 
     def _found(self, record: str, seed: int, identity: str) -> dict[str, Any] | None:
         found = load_record(record, self.preset.name, seed, self.runs)
@@ -263,6 +274,8 @@ def run(
         raise ValueError(f"no variant {', '.join(unknown)}; known are {', '.join(known)}")
     shared = (str(source), tuple(overrides), str(runs))
     grid = _grid(*shared)  # trains the foundations once, if they are missing
+    if outdated := grid.outdated():
+        print(f"stored by another version of the grid or its foundations, to be run again: {', '.join(outdated)}")
     todo = [(*shared, *cell) for cell in grid.cells if not only or cell[0] in only]
     mains = [cell for cell in todo if cell[-2] in MAINS]
     for cell in mains:

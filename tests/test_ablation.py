@@ -89,6 +89,29 @@ def test_cells_of_another_version_are_refused(grid, measured):
         other.cell("n64", 0)
 
 
+def test_the_record_of_another_version_is_run_again(grid, measured):
+    """Bug: cells of other foundations stand in one table with those of today."""
+    path = grid.gather()
+    assert grid.outdated() == []
+    record = json.loads(path.read_text())
+    record["cells"]["n64"]["1"]["identity"] = "of yesterday"
+    path.write_text(json.dumps(record))
+    assert grid.outdated() == ["n64/1"]
+    path.unlink()
+
+
+def test_several_processes_and_a_variant_of_your_own(tmp_path, capsys, monkeypatch):
+    """Bugs: cells of other processes that are lost, or that all train their own foundations; the way that notebook 03
+    shows for a new variant is not heard by a grid that is open already."""
+    shared = ("smoke", ["ablation_seeds=1"], tmp_path)
+    record = json.loads(ablation.run(*shared, processes=2, only=["n64", "n32"]).read_text())
+    assert record["cells"].keys() == {"n64", "n32"} and record["cells"]["n32"]["0"]["sets"]["test"]["psnr"]["mean"] > 0
+    assert "n32, seed 0: scene F1" in capsys.readouterr().out
+    monkeypatch.setitem(ablation.DETOKENIZERS, "n16", (Variant(vit_down=16), 1))
+    again = json.loads(ablation.run(*shared, only=["n16"]).read_text())
+    assert again["cells"].keys() == {"n64", "n32", "n16"} and again["cells"]["n32"] == record["cells"]["n32"]
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match=re.escape("no variant n65; known are main_n64, main_n256")):
         ablation.run("smoke", only=["n65"])
