@@ -286,17 +286,25 @@ def sdxl(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path 
         "vae": asdict(preset.vae),
         "unet": preset.unet_kwargs,
         "training": {name: getattr(preset.training, name).recipe for name in ("vae", "sdxl")},
-        "captions": taught.captions,
-        "places": taught.places,
-        "emphasis": EMPHASIS,
-        "scenes": preset.data.train_scenes,
-        "scheduler": noise_schedule(preset),
+        **_first_phase(preset),
     }
     if second:
         config["training"]["sdxl_words"] = second.recipe
         config |= {"words": taught.words, "people": taught.people, "second_scenes": preset.data.second}
     about = {"preset": preset.name, "seed": seed, "config": config, "upstream": [vit_folder]}
     return ensure("sdxl", build, **about, retrain=retrain, runs=runs)
+
+
+def _first_phase(preset: Preset) -> dict[str, Any]:
+    """What decides a first phase of the U-Net beside its training, for the recipes of artifacts."""
+    taught = preset.text_to_image
+    return {
+        "captions": taught.captions,
+        "places": taught.places,
+        "emphasis": EMPHASIS,
+        "scenes": preset.data.train_scenes,
+        "scheduler": noise_schedule(preset),
+    }
 
 
 def pilot(
@@ -318,13 +326,6 @@ def pilot(
         unet = train_unet(preset, seed, folder / "unet", data, autoencoder, text, scheduler)
         _pipeline(autoencoder, unet, text, scheduler).save_pretrained(folder)
 
-    config = {
-        "training": short.recipe,
-        "captions": taught.captions,
-        "places": taught.places,
-        "emphasis": EMPHASIS,
-        "scenes": preset.data.train_scenes,
-        "scheduler": noise_schedule(preset),
-    }
+    config = {"training": short.recipe, **_first_phase(preset)}
     about = {"preset": preset.name, "seed": seed, "config": config, "upstream": [folders["vit"], folders["sdxl"]]}
     return ensure(f"pilot-{prediction_type}", build, **about, runs=runs)
