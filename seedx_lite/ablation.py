@@ -144,7 +144,7 @@ class Grid:
     def _identity(self, name: str, seed: int | None) -> str:
         """Of everything that decides a cell's numbers, or for no seed those of the sweep."""
         made = [read_manifest(folder)["id"] for folder in self.folders.values()]
-        told = [name in MAINS, made, asdict(self._variant(name)), self._config(name).recipe, self.examiner.counts, seed]
+        told = [name in MAINS, made, self._variant(name).changes, self._config(name).recipe, self.examiner.counts, seed]
         told += [variants.STEPS, variants.CAPTION_STEPS, variants.GUIDANCE, list(RATES), SWEEP_SHARE]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 

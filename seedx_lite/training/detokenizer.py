@@ -6,7 +6,7 @@ de-tokenizer of a comparison differs from the main model.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,11 @@ class Variant:
     def resampler(self, preset: Preset) -> dict[str, int]:
         """Arguments of `ResamplerXLV2`."""
         return preset.resampler_kwargs | ({"num_queries": self.latents} if self.latents else {})
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is otherwise than in the main model, by name."""
+        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default}
 
     def adjusted(self, config: TrainConfig) -> TrainConfig:
         """A training with the learning rate of the variant."""
