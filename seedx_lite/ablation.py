@@ -190,7 +190,8 @@ class Grid:
         short = replace(config, steps=max(1, config.steps // SWEEP_SHARE))
         parts = detokenizer.load_parts(self.folders["vit"], self.folders["sdxl"])
         kind = detokenizer.EditPairs if variant.condition else detokenizer.Reconstructions
-        samples = kind(self.preset, parts, variant.n(self.preset), self.runs, "validation")
+        options = {} if variant.condition else {"soften": variant.soften}
+        samples = kind(self.preset, parts, variant.n(self.preset), self.runs, "validation", **options)
         losses = []
         for rate in RATES:
             tried = replace(variant, learning_rate=rate)

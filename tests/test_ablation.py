@@ -113,6 +113,8 @@ def test_several_processes_and_a_variant_of_your_own(tmp_path, capsys, monkeypat
 
 
 def test_bad_input():
+    with pytest.raises(ValueError, match="goes on from the main model; leave out latents, vit_down"):
+        Variant(condition=True, vit_down=1, latents=256)
     with pytest.raises(ValueError, match=re.escape("no variant n65; known are main_n64, main_n256")):
         ablation.run("smoke", only=["n65"])
     with pytest.raises(ValueError, match=r"lacks `training\.cell` and"):

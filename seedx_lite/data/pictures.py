@@ -13,6 +13,13 @@ MAX_BYTES = 128 * 2**20
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # no format that starts another program, as EPS does
 
 
+def softened(pictures: np.ndarray, factor: int) -> np.ndarray:
+    """uint8 pictures [K, H, W, 3] with the detail of ones `factor` times smaller: averaged down and scaled up again."""
+    small = (pictures.shape[2] // factor, pictures.shape[1] // factor)
+    drawn = (Image.fromarray(picture).resize(small, Image.Resampling.BOX) for picture in pictures)
+    return np.stack([np.asarray(one.resize(pictures.shape[2:0:-1], Image.Resampling.BICUBIC)) for one in drawn])
+
+
 def picture_path(name: str, root: str | Path) -> Path:
     """The file `name` in the folder `root`, links resolved; leading slashes are dropped, as officially. Raises
     ValueError if the path, or a link on its way, leaves the folder, and FileNotFoundError for no file."""

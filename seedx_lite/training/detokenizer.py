@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from seedx_lite.artifacts import ensure, processes, project_path, read_manifest
 from seedx_lite.data.drawn import EMPHASIS, draw_edits
 from seedx_lite.data.formats import replacing
+from seedx_lite.data.pictures import softened
 from seedx_lite.models.autoencoder import encode_pictures, read_vae
 from seedx_lite.models.detokenizer import (
     SDXLAdapter,
@@ -43,8 +44,16 @@ class Variant:
     vit_down: int | None = None  # tokens that are averaged to one visual embedding
     latents: int | None = None  # queries of the resampler
     full_ft: bool = False  # trains the whole U-Net, not keys and values alone
+    soften: int = 1  # poorer data: training pictures of so many times fewer pixels a side, scaled up again
     condition: bool = False  # stage 2 with a condition image, from the main model of stage 1
     learning_rate: float | None = None
+
+    def __post_init__(self):
+        fixed = sorted(self.changes.keys() - {"condition", "learning_rate"}) if self.condition else []
+        if fixed:
+            raise ValueError(
+                f"a variant with a condition image goes on from the main model; leave out {', '.join(fixed)}"
+            )
 
     def n(self, preset: Preset) -> int:
         """Number of visual embeddings N."""
@@ -89,10 +98,11 @@ class Reconstructions:
     more than background in the loss, as in the foundations.
     """
 
-    def __init__(self, preset: Preset, parts: Parts, n: int, runs: str | Path, split: str = "train"):
+    def __init__(self, preset: Preset, parts: Parts, n: int, runs: str | Path, split: str = "train", soften: int = 1):
         self.n, self.parts, self.runs, self.split = n, parts, runs, split
         data = training_scenes(preset, "narrow", runs, split=split)
-        self.latents, self.embeddings = self._encoded("narrow", data.pictures)
+        shown = softened(data.pictures, soften) if soften > 1 else data.pictures
+        self.latents, self.embeddings = self._encoded(f"soft{soften}" if soften > 1 else "narrow", shown)
         self.weights, self.time_ids = data.weights, sdxl_time_ids(preset.image_size)
         with torch.no_grad():
             self.zero = pool_embeddings(parts.tower.zero_embeddings(), n).cpu()  # [1, N, D]
@@ -231,7 +241,7 @@ def stage1(
     n = variant.n(preset)
 
     def build(folder: Path) -> None:
-        samples = Reconstructions(preset, load_parts(vit_folder, sdxl_folder), n, runs)
+        samples = Reconstructions(preset, load_parts(vit_folder, sdxl_folder), n, runs, soften=variant.soften)
         torch.manual_seed(seed)
         adapter = new_adapter(preset, sdxl_folder, variant)
         train_adapter(adapter, samples, config, seed, folder, half=cell and half_folder(preset, cell, seed, runs))
@@ -244,7 +254,7 @@ def stage1(
         "emphasis": EMPHASIS,
         "scenes": preset.data.train_scenes,
     }
-    recipe |= {"full_ft": True} if variant.full_ft else {}
+    recipe |= {name: value for name, value in variant.changes.items() if name in ("full_ft", "soften")}
     about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": [vit_folder, sdxl_folder]}
     return ensure(cell or name, build, **about, retrain=retrain, runs=runs)
 

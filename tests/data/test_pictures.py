@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seedx_lite.data.pictures import from_sheet, open_picture, picture_path, relative, to_sheet
+from seedx_lite.data.pictures import from_sheet, open_picture, picture_path, relative, softened, to_sheet
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -18,6 +18,18 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def noise(width: int = 48, height: int = 32) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_softened_pictures():
+    """Bugs: width and height swapped; a blur that shifts; fine detail that stays."""
+    wide = np.asarray(noise())[None]
+    soft = softened(wide, 2)
+    assert soft.shape == wide.shape and soft.dtype == np.uint8
+    assert soft.std() < 0.75 * wide.std() and abs(soft.mean() - wide.mean()) < 1
+    edge = np.zeros((1, 32, 48, 3), np.uint8)
+    edge[:, :, 24:] = 200
+    rows = softened(edge, 2)[0, :, :, 0].astype(int)
+    assert (rows == rows[0]).all() and rows[0, 22] < 60 < 140 < rows[0, 25] and rows[0, 12] == 0 and rows[0, 36] == 200
 
 
 def png_of_size(width: int, height: int) -> bytes:
