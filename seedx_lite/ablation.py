@@ -57,7 +57,7 @@ MAINS: dict[str, tuple[Variant, Callable[..., Path]]] = {
     "main_n256": (Variant(vit_down=1), detokenizer.stage1_unpooled),
     "main_condition": (Variant(condition=True), detokenizer.stage2),
 }
-RATES, SWEEP_SEED, SWEEP_SHARE = (5e-4, 1e-3, 2e-3), 100, 4  # learning rates, tried for a quarter of the steps
+RATES, SWEEP_SEED, SWEEP_SHARE = (5e-4, 1e-3, 2e-3, 4e-3), 100, 4  # learning rates, tried for a quarter of the steps
 SHOWN = ("crowded", 8)  # whose first pictures the sheet of a cell shows
 AT_HALF = ("crowded", "broad")  # sets that are also measured with the weights at half of the steps
 
