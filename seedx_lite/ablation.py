@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -253,6 +254,10 @@ def _grid(source: str, overrides: tuple[str, ...], runs: str) -> Grid:
     return Grid(source, overrides, runs)
 
 
+def _run_sweep(source: str, overrides: tuple[str, ...], runs: str, name: str) -> str:
+    return f"{name}: learning rate {_grid(source, overrides, runs).learning_rate(name):g}"
+
+
 def _run_cell(source: str, overrides: tuple[str, ...], runs: str, name: str, seed: int) -> str:
     cell = _grid(source, overrides, runs).cell(name, seed)
     f1 = cell["sets"]["test"]["f1"]["mean"]
@@ -282,15 +287,15 @@ def run(
     for cell in mains:
         print(_run_cell(*cell), flush=True)
     todo = todo[len(mains) :]
-    for name in dict.fromkeys(name for *_, name, _ in todo):
-        grid.learning_rate(name)
-    if processes == 1:
-        for cell in todo:
-            print(_run_cell(*cell), flush=True)
-    elif todo:
-        context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // processes)
-        with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
-            for line in pool.map(_run_cell, *zip(*todo, strict=True)):
+    sweeps = list(dict.fromkeys(cell[:-1] for cell in todo))
+    context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // processes)
+    with ExitStack() as stack:
+        do = map
+        if processes > 1:
+            pool = ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,))
+            do = stack.enter_context(pool).map
+        for function, tasks in ((_run_sweep, sweeps), (_run_cell, todo)):
+            for line in do(function, *zip(*tasks, strict=True)) if tasks else ():
                 print(line, flush=True)
     return grid.gather()
 
