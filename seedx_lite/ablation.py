@@ -153,16 +153,19 @@ class Grid:
         """The record of a cell that was measured here, or that is in the record of the whole grid."""
         identity = self._identity(name, seed)
         if (found := self._found(self._record(name), seed, identity)) is None:
-            whole = load_record(RECORD, self.preset.name, 0, self.runs)
-            found = ((whole or {}).get("cells", {}).get(name) or {}).get(str(seed))
+            found = self._gathered().get(name, {}).get(str(seed))
         return found if found and found["identity"] == identity else None
 
     def outdated(self) -> list[str]:
         """Cells in the record of the whole grid that are of another version: of other foundations, another training or
         another way to measure. They are run again."""
-        whole = (load_record(RECORD, self.preset.name, 0, self.runs) or {"cells": {}})["cells"]
+        whole = self._gathered()
         stored = [(name, seed, whole.get(name, {}).get(str(seed))) for name, seed in self.cells]
         return [f"{n}/{s}" for n, s, cell in stored if cell and cell["identity"] != self._identity(n, s)]
+
+    def _gathered(self) -> dict[str, dict[str, Any]]:
+        """The cells in the record of the whole grid, by variant and seed."""
+        return (load_record(RECORD, self.preset.name, 0, self.runs) or {"cells": {}})["cells"]
 
     def _found(self, record: str, seed: int, identity: str) -> dict[str, Any] | None:
         found = load_record(record, self.preset.name, seed, self.runs)
