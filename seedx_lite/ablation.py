@@ -63,7 +63,7 @@ SHOWN = ("crowded", 8)  # whose first pictures the sheet of a cell shows
 AT_HALF = ("crowded", "broad")  # sets that are also measured with the weights at half of the steps
 
 
-def cells(grid: Mapping[str, tuple[Variant, int]], most: int = 5) -> list[tuple[str, int]]:
+def cells(grid: Mapping[str, tuple[Variant, int]], most: int) -> list[tuple[str, int]]:
     """Names and seeds in the order in which they run: seed by seed, so that what is there can always be compared.
     most: the largest number of seeds of any variant."""
     return [(name, seed) for seed in range(most) for name, (_, seeds) in grid.items() if seed < seeds]
@@ -183,9 +183,7 @@ class Grid:
             found = self._found(record, seed, identity)
         return found
 
-    def _trained(self, name: str, seed: int, config: TrainConfig, variant: Variant, cell: str) -> Path:
-        if name in MAINS:
-            return MAINS[name][1](self.preset, seed, runs=self.runs)
+    def _trained(self, seed: int, config: TrainConfig, variant: Variant, cell: str) -> Path:
         stage = detokenizer.stage2 if variant.condition else detokenizer.stage1
         return stage(self.preset, seed, runs=self.runs, variant=variant, cell=cell, config=config)
 
@@ -199,15 +197,17 @@ class Grid:
         losses = []
         for rate in RATES:
             tried = replace(variant, learning_rate=rate)
-            folder = self._trained(name, SWEEP_SEED, short, tried, f"cell-{name}-rate{rate:g}")
+            folder = self._trained(SWEEP_SEED, short, tried, f"cell-{name}-rate{rate:g}")
             losses.append(detokenizer.validation_loss(read_adapter(folder, self.folders["sdxl"]), samples))
         return {"rates": list(RATES), "steps": short.steps, "losses": losses}
 
     def _measured(self, name: str, seed: int) -> dict[str, Any]:
         variant = self._variant(name)
-        if name not in MAINS:
-            variant = replace(variant, learning_rate=self.learning_rate(name))
-        folder = self._trained(name, seed, self._config(name), variant, f"cell-{name}")
+        if name in MAINS:
+            folder = MAINS[name][1](self.preset, seed, runs=self.runs)
+        else:
+            tuned = replace(variant, learning_rate=self.learning_rate(name))
+            folder = self._trained(seed, self._config(name), tuned, f"cell-{name}")
         began = time.perf_counter()
         pipe, half = self._pipeline(folder), detokenizer.half_folder(self.preset, f"cell-{name}", seed, self.runs)
         run = json.loads((folder / "training.json").read_text())

@@ -31,7 +31,9 @@ def measured(grid):
 
 
 def test_seeds_run_side_by_side():
-    assert ablation.cells({"a": (Variant(), 2), "b": (Variant(), 1)}) == [("a", 0), ("b", 0), ("a", 1)]
+    grid = {"a": (Variant(), 2), "b": (Variant(), 1)}
+    assert ablation.cells(grid, most=5) == [("a", 0), ("b", 0), ("a", 1)]
+    assert ablation.cells(grid, most=1) == [("a", 0), ("b", 0)]
 
 
 def test_cells_tell_of_all_sets_and_both_budgets(measured):
