@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from seedx_lite.artifacts import project_path, read_manifest
+from seedx_lite.artifacts import find, project_path, read_manifest
 from seedx_lite.data.formats import replacing
 from seedx_lite.data.pictures import to_sheet
 from seedx_lite.evaluation import variants
@@ -101,12 +101,14 @@ class Grid:
 
     def cell(self, name: str, seed: int) -> dict[str, Any]:
         """The record of a cell, which is trained and measured if need be."""
+        self._prepare(name)
         if (found := self._done(name, seed)) is None:
             found = self._kept(self._record(name), seed, self._identity(name, seed), lambda: self._measured(name, seed))
         return found
 
     def learning_rate(self, name: str) -> float:
         """That of `RATES` with which the variant has the lowest loss on validation scenes after a short training."""
+        self._prepare(name)
         losses = self._kept(
             f"{self._record(name)}-rates", SWEEP_SEED, self._identity(name, None), lambda: self._sweep(name)
         )
@@ -139,14 +141,23 @@ class Grid:
             return training.cell
         return training.detokenizer_edits if self._variant(name).condition else training.detokenizer
 
+    def _prepare(self, name: str) -> None:
+        """Makes what the training of a variant starts from."""
+        if self._variant(name).condition:
+            detokenizer.stage1(self.preset, runs=self.runs)
+
     def _variant(self, name: str) -> Variant:
         return (MAINS[name] if name in MAINS else self.grid[name])[0]
 
     def _identity(self, name: str, seed: int | None) -> str:
         """Of everything that decides a cell's numbers, or for no seed those of the sweep."""
         made = [read_manifest(folder)["id"] for folder in self.folders.values()]
-        told = [name in MAINS, made, self._variant(name).changes, self._config(name).recipe, self.examiner.counts, seed]
-        told += [variants.STEPS, variants.CAPTION_STEPS, variants.GUIDANCE, list(RATES), SWEEP_SHARE]
+        cell = [name in MAINS, made, self._variant(name).changes, self._config(name).recipe, self.examiner.counts]
+        cell += [variants.STEPS, variants.CAPTION_STEPS, variants.GUIDANCE]
+        if self._variant(name).condition:  # it goes on from the main model, which may have been trained anew
+            started = find("detokenizer-stage1", self.preset.name, 0, self.runs)
+            cell.append(started and read_manifest(started)["id"])
+        told = [cell, seed, list(RATES), SWEEP_SHARE]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def _done(self, name: str, seed: int) -> dict[str, Any] | None:

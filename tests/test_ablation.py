@@ -30,6 +30,14 @@ def measured(grid):
     return {cell: grid.cell(*cell) for cell in grid.cells}
 
 
+def test_cells_of_stage_2_are_of_one_main_model(grid, measured, monkeypatch):
+    """Bug: cells with a condition image that stay as they were when the model they start from is trained anew."""
+    names = ("n64", "condition", "main_condition")
+    before = {name: grid._identity(name, 0) for name in names}
+    monkeypatch.setattr(ablation, "find", lambda *_: grid.folders["vit"])  # another model
+    assert [name for name in names if grid._identity(name, 0) != before[name]] == ["condition", "main_condition"]
+
+
 def test_seeds_run_side_by_side():
     grid = {"a": (Variant(), 2), "b": (Variant(), 1)}
     assert ablation.cells(grid, most=5) == [("a", 0), ("b", 0), ("a", 1)]
