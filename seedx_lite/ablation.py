@@ -85,9 +85,9 @@ class Grid:
         counts: Mapping[str, int] | None = None,
     ):
         self.preset, self.runs, self.grid = load_preset(source, overrides), runs, grid or DETOKENIZERS
-        if None in (self.preset.training.cell, self.preset.training.detokenizer_edits):
-            keys = "`training.cell` and `training.detokenizer_edits`"
-            raise ValueError(f"preset {self.preset.name} lacks {keys}, the trainings of cells; give their entries")
+        training, wanted = self.preset.training, ("cell", "cell_edits", "detokenizer_edits")
+        if lacking := [f"`training.{name}`" for name in wanted if getattr(training, name) is None]:
+            raise ValueError(f"preset {self.preset.name} lacks {', '.join(lacking)}; give their entries")
         stages = {"vit": vit, "sdxl": sdxl, "reader": reader}
         self.folders = {name: stage(self.preset, runs=runs) for name, stage in stages.items()}
         self.drawing = load_pipeline(self.folders["sdxl"])
@@ -136,10 +136,10 @@ class Grid:
         return f"cells/{RECORD}-{name}"
 
     def _config(self, name: str) -> TrainConfig:
-        training = self.preset.training
-        if name not in MAINS:
-            return training.cell
-        return training.detokenizer_edits if self._variant(name).condition else training.detokenizer
+        training, condition = self.preset.training, self._variant(name).condition
+        if name in MAINS:
+            return training.detokenizer_edits if condition else training.detokenizer
+        return training.cell_edits if condition else training.cell
 
     def _prepare(self, name: str) -> None:
         """Makes what the training of a variant starts from."""

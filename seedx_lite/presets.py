@@ -220,6 +220,7 @@ class TrainingConfigs:
     sdxl_words: TrainConfig | None = None  # goes on where `sdxl` ended, with a lesson on words
     detokenizer_edits: TrainConfig | None = None  # stage 2: goes on where `detokenizer` ended, with condition images
     cell: TrainConfig | None = None  # one de-tokenizer of an ablation, stage 1
+    cell_edits: TrainConfig | None = None  # the same of stage 2, which goes on from the main model
 
 
 @dataclass(frozen=True)

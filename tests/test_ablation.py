@@ -127,5 +127,5 @@ def test_bad_input():
         Variant(condition=True, vit_down=1, latents=256)
     with pytest.raises(ValueError, match=re.escape("no variant n65; known are main_n64, main_n256")):
         ablation.run("smoke", only=["n65"])
-    with pytest.raises(ValueError, match=r"lacks `training\.cell` and"):
+    with pytest.raises(ValueError, match=r"lacks `training\.cell`, `training\.cell_edits`"):
         ablation.Grid("seedx-17b")
