@@ -191,7 +191,7 @@ def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
         foundations.train_unet(preset, 0, folder, data, autoencoder, encoders, scheduler)
     else:
         tower = VisionTransformerWithAttnPool(**vars(preset.vit)).eval()
-        parts = detokenizer.Parts(tower, autoencoder, scheduler, "untrained")
+        parts = detokenizer.Parts(tower, autoencoder, scheduler, "untrained", "untrained")
         samples = detokenizer.Reconstructions(preset, parts, preset.n_embeddings, folder)
         unet, resampler = UNet2DConditionModel(**preset.unet_kwargs), ResamplerXLV2(**preset.resampler_kwargs)
         adapter = SDXLAdapter(unet, resampler, vit_down=preset.vit.n_queries // preset.n_embeddings)

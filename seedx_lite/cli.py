@@ -53,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for item in rest:
         if item.startswith("-") or "=" not in item or "overrides" not in args:
             parser.error(f"unexpected argument {item!r}{'' if 'overrides' not in args else ', want key=value'}")
+    if isinstance(only := getattr(args, "only", None), list):  # `--only NAMES` takes in the overrides that follow it
+        args.only, rest = [name for name in only if "=" not in name], [*rest, *(name for name in only if "=" in name)]
     args.overrides = rest
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that knows no ✓ still shows the rest

@@ -5,6 +5,7 @@ adds a condition image, whose latents follow the noisy ones, and trains the whol
 de-tokenizer of a comparison differs from the main model.
 """
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -74,12 +75,14 @@ class Variant:
 
 
 class Parts(NamedTuple):
-    """What de-tokenizers are trained with, all of it frozen. vit_id: of the artifact, to keep its embeddings by."""
+    """What de-tokenizers are trained with, all of it frozen. vit_id, vae_id: of the artifacts, to keep embeddings and
+    latents by."""
 
     tower: VisionTransformerWithAttnPool
     autoencoder: Any
     scheduler: Any
     vit_id: str
+    vae_id: str
 
 
 def load_parts(vit_folder: Path, sdxl_folder: Path) -> Parts:
@@ -88,7 +91,8 @@ def load_parts(vit_folder: Path, sdxl_folder: Path) -> Parts:
 
     tower = VisionTransformerWithAttnPool.from_pretrained(vit_folder)
     scheduler = DDIMScheduler.from_pretrained(sdxl_folder, subfolder="scheduler")
-    return Parts(tower, read_vae(sdxl_folder), scheduler, read_manifest(vit_folder)["id"])
+    ids = (read_manifest(folder)["id"] for folder in (vit_folder, sdxl_folder))
+    return Parts(tower, read_vae(sdxl_folder), scheduler, *ids)
 
 
 class Reconstructions:
@@ -108,15 +112,27 @@ class Reconstructions:
             self.zero = pool_embeddings(parts.tower.zero_embeddings(), n).cpu()  # [1, N, D]
 
     def _encoded(self, name: str, pictures: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Latents [K, 4, h, w], and pooled embeddings, float16 [K, N, D], which are kept in the cache of `runs`."""
-        latents = encode_pictures(self.parts.autoencoder.to(processes().device), pictures)
-        file = f"embeddings-{self.parts.vit_id}-{self.split}-{name}-{len(pictures)}-{self.n}.npy"
-        path = project_path(self.runs) / "cache" / file
-        if not path.is_file():
-            tower = self.parts.tower.to(processes().device)
-            with replacing(path) as draft, draft.open("wb") as stream:
-                np.save(stream, embed_pictures(tower, pictures, self.n, torch.float16).cpu().numpy())
-        return latents, np.load(path, mmap_mode="r")
+        """Latents [K, 4, h, w], and pooled embeddings, float16 [K, N, D]; both are kept in the cache of `runs`, by the
+        pictures and what encodes them."""
+        seen = hashlib.sha256(np.ascontiguousarray(pictures)).hexdigest()[:12]
+        parts, device, what = self.parts, processes().device, f"{self.split}-{name}-{len(pictures)}-{seen}"
+
+        def kept(file: str, compute: Callable[[], Tensor], **options: str) -> np.ndarray:
+            path = project_path(self.runs) / "cache" / file
+            if not path.is_file():
+                with replacing(path) as draft, draft.open("wb") as stream:
+                    np.save(stream, compute().cpu().numpy())
+            return np.load(path, **options)
+
+        latents = kept(
+            f"latents-{parts.vae_id}-{what}.npy", lambda: encode_pictures(parts.autoencoder.to(device), pictures)
+        )
+        embeddings = kept(
+            f"embeddings-{parts.vit_id}-{what}-{self.n}.npy",
+            lambda: embed_pictures(parts.tower.to(device), pictures, self.n, torch.float16),
+            mmap_mode="r",
+        )
+        return torch.from_numpy(latents), embeddings
 
     def batch(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Arguments of `denoising_loss`, drawn with replacement."""
