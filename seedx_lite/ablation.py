@@ -109,10 +109,10 @@ class Grid:
     def learning_rate(self, name: str) -> float:
         """That of `RATES` with which the variant has the lowest loss on validation scenes after a short training."""
         self._prepare(name)
-        losses = self._kept(
-            f"{self._record(name)}-rates", SWEEP_SEED, self._identity(name, None), lambda: self._sweep(name)
-        )
-        return RATES[int(np.argmin(losses["losses"]))]
+        identity = self._identity(name, None)
+        if (swept := self._swept(name)) is None:
+            swept = self._kept(self._rates(name), SWEEP_SEED, identity, lambda: self._sweep(name))
+        return RATES[int(np.argmin(swept["losses"]))]
 
     def gather(self) -> Path:
         """Writes the record `RECORD` of all cells that are there, with their sheets beside it, and the verdicts that
@@ -121,6 +121,7 @@ class Grid:
         told["artifacts"] = {name: read_manifest(folder)["id"] for name, folder in self.folders.items()}
         told |= {"steps": variants.STEPS, "guidance": variants.GUIDANCE, "counts": self.examiner.counts}
         told["versions"] = {name: version(name) for name in ("torch", "diffusers", "numpy", "pillow")}
+        told["rates"] = {name: swept for name in self.grid if (swept := self._swept(name))}
         for name, seed in self.cells:
             cell = self._done(name, seed)
             if cell is None:
@@ -134,6 +135,9 @@ class Grid:
 
     def _record(self, name: str) -> str:
         return f"cells/{RECORD}-{name}"
+
+    def _rates(self, name: str) -> str:
+        return f"{self._record(name)}-rates"
 
     def _config(self, name: str) -> TrainConfig:
         training, condition = self.preset.training, self._variant(name).condition
@@ -162,21 +166,27 @@ class Grid:
 
     def _done(self, name: str, seed: int) -> dict[str, Any] | None:
         """The record of a cell that was measured here, or that is in the record of the whole grid."""
-        identity = self._identity(name, seed)
-        if (found := self._found(self._record(name), seed, identity)) is None:
-            found = self._gathered().get(name, {}).get(str(seed))
+        stored = self._gathered("cells").get(name, {}).get(str(seed))
+        return self._either(self._record(name), seed, self._identity(name, seed), stored)
+
+    def _swept(self, name: str) -> dict[str, Any] | None:
+        """The record of a variant's learning rates, likewise."""
+        return self._either(self._rates(name), SWEEP_SEED, self._identity(name, None), self._gathered("rates").get(name))
+
+    def _either(self, record: str, seed: int, identity: str, stored: dict[str, Any] | None) -> dict[str, Any] | None:
+        found = self._found(record, seed, identity) or stored
         return found if found and found["identity"] == identity else None
 
     def outdated(self) -> list[str]:
         """Cells in the record of the whole grid that are of another version: of other foundations, another training or
         another way to measure. They are run again."""
-        whole = self._gathered()
+        whole = self._gathered("cells")
         stored = [(name, seed, whole.get(name, {}).get(str(seed))) for name, seed in self.cells]
         return [f"{n}/{s}" for n, s, cell in stored if cell and cell["identity"] != self._identity(n, s)]
 
-    def _gathered(self) -> dict[str, dict[str, Any]]:
-        """The cells in the record of the whole grid, by variant and seed."""
-        return (load_record(RECORD, self.preset.name, 0, self.runs) or {"cells": {}})["cells"]
+    def _gathered(self, what: str) -> dict[str, Any]:
+        """The `cells` in the record of the whole grid, by variant and seed, or the `rates`, by variant."""
+        return (load_record(RECORD, self.preset.name, 0, self.runs) or {}).get(what, {})
 
     def _found(self, record: str, seed: int, identity: str) -> dict[str, Any] | None:
         found = load_record(record, self.preset.name, seed, self.runs)

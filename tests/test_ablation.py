@@ -76,10 +76,13 @@ def test_stage_2_starts_as_stage_1(runs, measured, grid):
 def test_what_is_done_is_not_done_again(grid, measured, monkeypatch):
     monkeypatch.setattr(grid, "_measured", None)
     assert grid.cell("n64", 1) == measured["n64", 1]
+    monkeypatch.setattr(grid, "_sweep", None)
     grid.gather()
+    rate = grid.learning_rate("n64")
     for file in (grid.runs / "smoke" / "cells").glob("*.json"):
         file.rename(file.with_suffix(".away"))
     assert grid.cell("n64", 1) == measured["n64", 1], "from the record of the whole grid"
+    assert grid.learning_rate("n64") == rate, "likewise: an interrupted grid does not try learning rates again"
     for file in (grid.runs / "smoke" / "cells").glob("*.away"):
         file.rename(file.with_suffix(".json"))
 

@@ -41,7 +41,7 @@ SAMPLERS, SAMPLER_STEPS = (DDIMScheduler, DPMSolverMultistepScheduler), (4, 6, 8
 EDITS, CAPTIONS = 512, 128  # of edits, and of captions that a fine-tuned U-Net draws from, to see what it forgot
 PART_PASSES = 0.5  # overlap that a small part has after a VAE round trip, to be asked for
 FIRST = 16  # crowded scenes that are drawn again to check a record
-STEPS, GUIDANCE = 8, 2.0  # from 4 steps on no number gets better, see `Examiner.sampling`
+STEPS, GUIDANCE = 4, 2.0  # more steps make no number better, see `Examiner.sampling`
 CAPTION_STEPS = 12  # as few as text-to-image needs
 
 
