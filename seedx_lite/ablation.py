@@ -171,7 +171,9 @@ class Grid:
 
     def _swept(self, name: str) -> dict[str, Any] | None:
         """The record of a variant's learning rates, likewise."""
-        return self._either(self._rates(name), SWEEP_SEED, self._identity(name, None), self._gathered("rates").get(name))
+        return self._either(
+            self._rates(name), SWEEP_SEED, self._identity(name, None), self._gathered("rates").get(name)
+        )
 
     def _either(self, record: str, seed: int, identity: str, stored: dict[str, Any] | None) -> dict[str, Any] | None:
         found = self._found(record, seed, identity) or stored
