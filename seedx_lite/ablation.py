@@ -130,6 +130,7 @@ class Grid:
                 told["cells"].setdefault(name, {})[str(seed)] = cell
                 told["artifacts"] |= {name: cell["detokenizer"]} if name in MAINS else {}
         told["ceilings"] = self.examiner.ceilings()
+        told["foundation"] = {"captions": self.examiner.measure_captions(self.drawing, 0)}
         told["verdicts"] = [asdict(one) | {"told": str(one)} for one in verdicts(by_contrast(told), told["ceilings"])]
         return save_record(RECORD, told, self.runs)
 
@@ -241,8 +242,8 @@ class Grid:
         if half.is_dir():  # it is not, where the cell came with the project
             told["half"] = self.examiner.measure(self._pipeline(half), seed, AT_HALF)
         if not variant.condition:  # a U-Net with other channels cannot draw from captions any more
-            self.drawing.unet = pipe.unet
-            told["captions"] = self.examiner.measure_captions(self.drawing, seed)
+            drawing = type(self.drawing)(**self.drawing.components | {"unet": pipe.unet})
+            told["captions"] = self.examiner.measure_captions(drawing, seed)
         if name == MAIN:
             told["sampling"] = self.examiner.sampling(pipe)
         if seed == 0:
@@ -255,7 +256,8 @@ class Grid:
             sheet.save(draft, "JPEG", quality=90, subsampling=0)
         measured = time.perf_counter() - began
         seconds = {"training": 60 * training_minutes(run), "measuring": measured}
-        return told | {"seconds": seconds, "hardware": run["hardware"], "threads": torch.get_num_threads()}
+        on = {name: run[name] for name in ("hardware", "dtype")} | {"threads": torch.get_num_threads()}
+        return told | {"seconds": seconds} | on
 
     def _pipeline(self, adapter: Path) -> DetokenizerPipeline:
         pipe = DetokenizerPipeline.from_artifacts(self.folders["vit"], self.folders["sdxl"], adapter)
@@ -273,6 +275,13 @@ def by_contrast(record: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]
             if all(side in cell["sets"] for cell in seeds.values()):
                 told[side] = {int(seed): {"edits": cell["sets"][side]} for seed, cell in seeds.items()}
     return told
+
+
+def over_seeds(record: Mapping[str, Any], name: str, where: str, metric: str, part: str = "sets") -> list[float]:
+    """A metric on a set, for each seed of a variant in a record, or of VAE round trips for the name `ceiling`; nan
+    where nothing was found that it could be counted on. part: `half` for the weights at half of the steps."""
+    cells = [{part: record["ceilings"]}] if name == "ceiling" else record["cells"][name].values()
+    return [cell[part][where].get(metric, {}).get("mean", float("nan")) for cell in cells]
 
 
 @lru_cache(maxsize=1)

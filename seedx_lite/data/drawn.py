@@ -11,7 +11,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from seedx_lite.world.brush import PARTS
 from seedx_lite.world.draw import render, render_truth
 from seedx_lite.world.edits import sample_edit
 from seedx_lite.world.scene import COLOURS, KINDS, POSES, Scene, sample_scene
+from .formats import alone
 
 KIND_CLASSES = ("sky", "ground", *KINDS)
 COLOUR_CLASSES = ("none", *COLOURS)
@@ -135,18 +135,18 @@ def _drawn(
     def load(folder: Path, **options: str) -> dict[str, np.ndarray]:
         return {field: np.load(folder / f"{field}.npy", **options) for field in names}
 
-    if folder is None or not folder.is_dir():
-        if folder is not None:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as draft:
+    if folder is None:
+        with tempfile.TemporaryDirectory() as draft:
             _draw_into(Path(draft), name, names, range(count), draw)
-            if folder is None:
-                return load(Path(draft))
-            with suppress(OSError):  # another process was first
+            return load(Path(draft))
+    with alone(folder):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as draft:
+                _draw_into(Path(draft), name, names, range(count), draw)
                 Path(draft).rename(folder)
-        for old in folder.parent.glob(f"{name}-*"):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
+            for old in folder.parent.glob(f"{name}-*"):
+                if old != folder:
+                    shutil.rmtree(old, ignore_errors=True)
     return load(folder, mmap_mode="r")
 
 

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -40,6 +42,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: str | Path) -> Iterator[None]:
+    """The block for one process at a time, while others that want to make the same `path` wait; so that they find it
+    made, not make it, too. The lock, beside it, stays."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
 
 
 def parse_object(line: bytes) -> dict:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from seedx_lite.artifacts import ensure, processes, project_path, read_manifest
 from seedx_lite.data.drawn import EMPHASIS, draw_edits
-from seedx_lite.data.formats import replacing
+from seedx_lite.data.formats import alone, replacing
 from seedx_lite.data.pictures import softened
 from seedx_lite.models.autoencoder import encode_pictures, read_vae
 from seedx_lite.models.detokenizer import (
@@ -119,9 +119,10 @@ class Reconstructions:
 
         def kept(file: str, compute: Callable[[], Tensor], **options: str) -> np.ndarray:
             path = project_path(self.runs) / "cache" / file
-            if not path.is_file():
-                with replacing(path) as draft, draft.open("wb") as stream:
-                    np.save(stream, compute().cpu().numpy())
+            with alone(path):
+                if not path.is_file():
+                    with replacing(path) as draft, draft.open("wb") as stream:
+                        np.save(stream, compute().cpu().numpy())
             return np.load(path, **options)
 
         latents = kept(

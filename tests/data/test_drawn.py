@@ -1,5 +1,7 @@
 """Scenes as arrays, the truth on the tokens' grid, and the cache of both."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 
@@ -71,7 +73,27 @@ def test_drawn_once_and_again_when_the_drawing_changes(tmp_path, monkeypatch):
                 draw_scenes(**{"split": "train", "count": 3, "size": (16, 16), "cache": tmp_path, **other})
     monkeypatch.setattr(module, "world_hash", lambda without: "changed")
     draw_scenes("train", 3, size=(16, 16), cache=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["train-narrow-16x16-16-3-changed"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["train-narrow-16x16-16-3-changed"]
+
+
+def _draw(cache, log):
+    def draw(index):
+        log.open("a").write(f"{index}\n")
+        return (np.zeros((2, 2, 3), np.uint8),) * 3
+
+    module._drawn(module.DrawnEdits, draw, 64, "edits", "code", cache)
+
+
+def test_two_processes_draw_once(tmp_path):
+    """Bug: cells of a grid that begin together each draw all training scenes, for minutes."""
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=_draw, args=(tmp_path / "cache", tmp_path / "log")) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert len((tmp_path / "log").read_text().splitlines()) == 64
 
 
 def test_words_do_not_redraw(tmp_path, monkeypatch):
@@ -93,11 +115,11 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "render_truth", fail)
     with pytest.raises(KeyboardInterrupt):
         draw_scenes("train", 2, cache=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
     for arguments, message in (
         (("train", 0), "count of at least 1"), (("trian", 2), "split"),
         (("train", 1, "narrow", (72, 64)), "multiples of the grid 16"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             draw_scenes(*arguments, cache=tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
