@@ -250,6 +250,7 @@ class Grid:
             told["first"] = self.examiner.measure_first(pipe, seed)
             if variant.condition:
                 told["first_edits"] = self.examiner.measure_first_edits(pipe, seed)
+                told["disagreement"] = self.examiner.measure_disagreement(pipe, seed)
         which, count = SHOWN
         sheet = to_sheet(self.examiner.reconstructions(pipe, which, seed, count))
         with replacing(_sheet(name, seed, self.preset.name, self.runs)) as draft:

@@ -8,6 +8,7 @@ import torch
 
 from seedx_lite import ablation
 from seedx_lite.artifacts import read_manifest
+from seedx_lite.evaluation.variants import STRENGTHS
 from seedx_lite.models.detokenizer import SDXLAdapterWithLatentImage, read_adapter
 from seedx_lite.training.detokenizer import Variant, stage1
 
@@ -53,6 +54,7 @@ def test_cells_tell_of_all_sets_and_both_budgets(measured):
     edits = measured["condition", 0]["sets"]
     assert edits["condition_on"]["outside_error"] != edits["condition_off"]["outside_error"]
     assert len(measured["condition", 0]["first_edits"]["numbers"]["thing_iou"]) == COUNTS["edits"]
+    assert [row["strength"] for row in measured["condition", 0]["disagreement"]] == list(STRENGTHS)
 
 
 def test_cells_stand_on_the_same_foundations(runs, measured, grid):

@@ -20,6 +20,7 @@ from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.pipelines.text_to_image import draw_captions
 from seedx_lite.presets import Preset
+from seedx_lite.world.draw import render
 from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import Scene, sample_scene
 from .detokenizer import measure_tolerance
@@ -41,6 +42,7 @@ SAMPLERS, SAMPLER_STEPS = (DDIMScheduler, DPMSolverMultistepScheduler), (4, 6, 8
 EDITS, CAPTIONS = 512, 128  # of edits, and of captions that a fine-tuned U-Net draws from, to see what it forgot
 PART_PASSES = 0.5  # overlap that a small part has after a VAE round trip, to be asked for
 FIRST = 16  # crowded scenes that are drawn again to check a record
+STRENGTHS, PAIRS = (0.0, 0.25, 0.5, 0.75, 1.0), 128  # of a condition image that is not of the scene to be drawn
 STEPS, GUIDANCE = 4, 2.0  # more steps make no number better, see `Examiner.sampling`
 CAPTION_STEPS = 12  # as few as text-to-image needs
 
@@ -157,6 +159,27 @@ class Examiner:
         for name, condition in (("condition_on", True), ("condition_off", False)):
             pictures = edited(pipe, drawn, condition, seed, steps=STEPS, guidance=GUIDANCE, quick=True)
             told[name] = judge_edits(edits, drawn, pictures, self.reader)
+        return told
+
+    def strange_pairs(self, count: int) -> tuple[list[Scene], list[Scene]]:
+        """Test scenes for the embeddings, and as many others for the condition images."""
+        held = scenes("test", 2 * min(count, self.counts["test"] // 2), "narrow", self.size)
+        return held[: len(held) // 2], held[len(held) // 2 :]
+
+    def measure_disagreement(self, pipe: DetokenizerPipeline, seed: int) -> list[dict[str, Any]]:
+        """For each of `STRENGTHS`: scene F1 of what is drawn against the scene of the embeddings (`embeddings`) and
+        against that of a condition image that has nothing to do with it (`condition`)."""
+        told_scenes, shown_scenes = self.strange_pairs(PAIRS)
+        given, shown = ([render(scene) for scene in side] for side in (told_scenes, shown_scenes))
+        pictures, told = [np.asarray(picture) for picture in given], []
+        for strength in STRENGTHS:
+            options = {"condition_images": shown, "condition_strength": strength, "quick": True}
+            read = read_scenes(
+                self.reader, reconstruct(pipe, pictures, range(len(pictures)), STEPS, GUIDANCE, seed, **options)
+            )
+            sides = {"embeddings": told_scenes, "condition": shown_scenes}
+            scores = {name: summarise(compare_all(side, read))["f1"] for name, side in sides.items()}
+            told.append({"strength": strength} | scores)
         return told
 
     def measure_captions(self, text_to_image, seed: int) -> dict[str, dict[str, float]]:
