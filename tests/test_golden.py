@@ -4,6 +4,7 @@ Every folder in the environment variable SEEDX_GOLDEN (separated like PATH; defa
 The `official.symbol` of a fixture chooses the check, its JSON says the rest: more fixtures need no new test.
 """
 
+import dataclasses
 import json
 import os
 from functools import cached_property
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 
 from seedx_lite.data import anyres
 from seedx_lite.models.detokenizer import SDXLAdapter, SDXLAdapterWithLatentImage, widen_conv_in
+from seedx_lite.models.generation import ImageTokenProcessor
+from seedx_lite.models.mllm import ContinuousLVLM, ContinuousLVLMConfig
 from seedx_lite.models.resamplers import Resampler, ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool
 from seedx_lite.presets import load_preset
@@ -25,7 +28,7 @@ from seedx_lite.presets import load_preset
 OWN = Path(__file__).parent / "golden"
 ANY_RES = "select_best_resolution, select_best_resolution_v2, process_anyres_image, divide_to_patches"
 FULL_SIZE = "names and shapes of the released files"  # belongs to no single symbol
-NOT_YET = {"lvlm_losses", "lvlm_generate", "image_token_processor", "data_sft", "data_captions"}
+NOT_YET = {"data_sft", "data_captions"}
 
 
 class Fixture:
@@ -240,6 +243,68 @@ def check_full_size_keys(fixture):
         assert found == wanted, f"{name}: {sorted(set(found) ^ set(wanted))[:5]}"
 
 
+def chain_of(fixture, count):
+    """`<img>`, image tokens, `</img>`."""
+    ids = fixture.info["token_ids"]
+    return [ids["<img>"], *ids["<img_00000>.."][:count], ids["</img>"]]
+
+
+def make_lvlm(fixture, **settings):
+    config = {k: v for k, v in fixture.info["config"].items() if k not in ("vit_down", "mse")} | settings
+    known = {f.name for f in dataclasses.fields(ContinuousLVLMConfig)}
+    assert set(config) <= known, f"{fixture.name}: no check for {set(config) - known}"
+    return fixture.load(ContinuousLVLM(ContinuousLVLMConfig(**config, official=True)))
+
+
+@torch.enable_grad()
+def check_lvlm_losses(fixture):
+    found = {}
+    for case, about in fixture.info["cases"].items():
+        x = fixture.part(f"in/{case}/")
+        assert ("image_embeds" in x, "patch_positions" in x) == (about["image_embeds"], about["patch_positions"])
+        for name, loss in about["losses"].items():
+            model = make_lvlm(fixture, mse=loss["mse"])
+            if "image_embeds" in x:
+                down = 4 if loss["vit_down"] else 1
+                assert x["image_embeds"].shape[1] == down * len(model.output_resampler.query)  # pooled to these
+            out = model(**x)
+            out.loss.backward()
+            losses = {"lm_loss": out.lm_loss, "rec_loss": out.rec_loss, "total_loss": out.loss}
+            grads = {f"grad/{key}": parameter.grad for key, parameter in model.named_parameters()}
+            assert None not in grads.values(), "a parameter without gradient stops training on several devices"
+            found |= {f"{case}/{name}/{key}": tensor.detach() for key, tensor in (losses | grads).items()}
+        hidden = out.last_hidden_state.detach() * x["attention_mask"][..., None]
+        found |= {f"{case}/recon_image_embeds": out.image_embeds.detach(), f"{case}/last_hidden_state": hidden}
+    fixture.compare(found)
+
+
+def check_lvlm_generate(fixture):
+    found = {}
+    for case, about in fixture.info["cases"].items():
+        chain, seen = chain_of(fixture, about["num_img_gen_tokens"]), []
+        ids = dict(zip(("boi_token_id", "eoi_token_id"), (chain[0], chain[-1]), strict=True))
+        model = make_lvlm(fixture, mse=fixture.info["config"]["mse"], image_token_ids=chain[1:-1], **ids)
+        model.output_resampler.register_forward_pre_hook(lambda _module, inputs, seen=seen: seen.extend(inputs))
+        x = fixture.part(f"in/{case}/")
+        [answer] = model.generate(**x, max_new_tokens=about["max_new_tokens"])
+        assert answer.sequence == about["new_ids"] and answer.text_ids == about["text_ids_returned"], case
+        assert len(answer.pictures) == about["num_gen_imgs"] and bool(answer.pictures) == about["has_img_output"], case
+        found[f"{case}/sequence"] = torch.cat([x["input_ids"][0], torch.tensor(answer.sequence)])
+        if answer.pictures:
+            found[f"{case}/img_gen_feat"] = torch.stack(answer.pictures)
+            found[f"{case}/output_resampler_input"] = torch.cat(seen)
+    fixture.compare(found)
+
+
+def check_image_token_processor(fixture):
+    chain = chain_of(fixture, fixture.info["config"]["num_img_gen_tokens"])
+    assert chain == fixture.info["chain"]
+    x = fixture.part("in/")
+    before = x["scores"].clone()
+    fixture.compare({"scores": ImageTokenProcessor(chain, official=True)(x["input_ids"], x["scores"])})
+    assert torch.equal(x["scores"], before), "changed in place"
+
+
 CHECKS = {
     "VisionTransformerWithAttnPool": check_vit,
     "Resampler": check_resampler,
@@ -247,6 +312,9 @@ CHECKS = {
     "SDXLAdapter": check_adapter,
     "SDXLAdapterWithLatentImage": lambda fixture: check_adapter(fixture, SDXLAdapterWithLatentImage),
     "SDXLAdapter.get_image_embeds": check_conditioning,
+    "ContinuousLVLM.forward": check_lvlm_losses,
+    "ContinuousLVLM.generate": check_lvlm_generate,
+    "AutoImageTokenGenerationProcessor": check_image_token_processor,
     ANY_RES: check_any_res,
     "process_anyres_image": check_any_res_pixels,
     FULL_SIZE: check_full_size_keys,
