@@ -23,8 +23,8 @@ class Generated(NamedTuple):
 
 class ImageTokenProcessor(LogitsProcessor):
     """Scores [B, V] of the next token: after `<img>` and after an image token only the next of the chain is left, and
-    elsewhere no image token and no `</img>`. Official: `AutoImageTokenGenerationProcessor`, which raises the next of the
-    chain above all others, and elsewhere gives the others a score of 0: the highest where all are negative.
+    elsewhere no image token and no `</img>`. Official: `AutoImageTokenGenerationProcessor`, which raises the next of
+    the chain above all others, and elsewhere gives image tokens a score of 0: the highest where all are negative.
     """
 
     def __init__(self, chain: Sequence[int], official: bool = False) -> None:
@@ -69,8 +69,8 @@ def generate(
         max_new_tokens: a picture is begun only where it fits (official: it is cut off, and lost).
         force_image: an answer without a picture gets one after its text.
 
-    Raises ValueError for prompts that do not fit the context, are padded on the right or end inside a picture, and where
-    a picture that has to be drawn does not fit `max_new_tokens`.
+    Raises ValueError for prompts that do not fit the context, are padded on the right or end inside a picture, and
+    where a picture that has to be drawn does not fit `max_new_tokens`.
     """
     config, head, words = llm.config, llm.get_output_embeddings(), llm.get_input_embeddings()
     lengths, device = attention_mask.sum(1).tolist(), embeds.device

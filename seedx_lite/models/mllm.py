@@ -1,4 +1,4 @@
-"""The multimodal language model (paper §3.3): LLaMA between two resamplers, so that it reads and draws visual embeddings.
+"""The multimodal language model (paper §3.3): LLaMA between two resamplers, to read and draw visual embeddings.
 
 Axes: B samples, L positions, D channels of the language model, M pictures (or sub-images) of the whole batch, T tokens
 of a picture from the vision encoder, K their channels, R positions of a picture that is read, N of one that is drawn,
@@ -223,12 +223,16 @@ class ContinuousLVLM(PreTrainedModel):
 
         names = {"target_modules": list(LORA_TARGETS), "modules_to_save": list(LORA_NORMS)}
         self.llm = get_peft_model(self.llm, LoraConfig(**names, **settings, task_type="CAUSAL_LM"))
-        self.llm.get_input_embeddings().requires_grad_(True)
-        self.llm.get_output_embeddings().requires_grad_(True)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """With LoRA, leave out of training the matrices that it changes, and the norms that have copies."""
+        for name, parameter in self.llm.named_parameters():
+            parameter.requires_grad_(not {"base_layer", "original_module"} & set(name.split(".")))
 
     def merge_lora(self) -> Self:
-        """Add the low-rank changes to the weights and leave a plain `LlamaForCausalLM`, every parameter trained. Changes
-        this model in place and returns it. Raises ValueError where there is no LoRA."""
+        """Add the low-rank changes to the weights and leave a plain `LlamaForCausalLM`, all of it trained. Changes this
+        model in place and returns it. Raises ValueError where there is no LoRA."""
         if self.config.lora is None:
             raise ValueError("there is no LoRA to merge; call add_lora() and train it")
         self.llm, self.config.lora = self.llm.merge_and_unload().requires_grad_(True), None
@@ -257,6 +261,7 @@ class ContinuousLVLM(PreTrainedModel):
         model, found = super().from_pretrained(folder, *args, **kwargs, **settings)
         reshaped = {f"{key} {list(there)} instead of {list(here)}" for key, there, here in found["mismatched_keys"]}
         check_keys(folder, cls.__name__, found["missing_keys"], found["unexpected_keys"], reshaped)
+        model._freeze()  # which reading has forgotten
         return model
 
 

@@ -61,7 +61,7 @@ def build(make: Callable, config: Mapping[str, Any], source: Path) -> Any:
 def check_keys(
     source: str | Path, name: str, missing: Collection[str], unexpected: Collection[str], reshaped: Collection[str]
 ) -> None:
-    """Raises ValueError that lists the keys of `source` that do not fit a `name`, and says what to do, if any do not."""
+    """Raises ValueError that lists the keys of `source` that do not fit a `name`, if any, and says what to do."""
     wrong = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     if any(wrong.values()):
         lists = [f"{what}: {', '.join(sorted(k)[:6])}" + ", …" * (len(k) > 6) for what, k in wrong.items() if k]
