@@ -223,6 +223,7 @@ class ContinuousLVLM(PreTrainedModel):
 
         names = {"target_modules": list(LORA_TARGETS), "modules_to_save": list(LORA_NORMS)}
         self.llm = get_peft_model(self.llm, LoraConfig(**names, **settings, task_type="CAUSAL_LM"))
+        self.llm.train(self.training)  # its new dropout, too
         self._freeze()
 
     def _freeze(self) -> None:
