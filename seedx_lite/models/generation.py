@@ -123,10 +123,8 @@ class _Answer:
         self.room = min(most, context - self.length)
         drawn = len(chain) - 1 if self.last == chain[0] else len(chain) if force_image else 1
         if self.room < (1 if official else drawn):
-            what = f"a prompt of {self.length} tokens in a context of {context}, with max_new_tokens={most}"
-            raise ValueError(
-                f"{what}, leaves {self.room} where {drawn} are needed: shorten it, or raise max_new_tokens"
-            )
+            what = f"a prompt of {self.length} tokens in a context of {context} with max_new_tokens={most}"
+            raise ValueError(f"{what} leaves {self.room} where {drawn} are needed: shorten it or raise that")
         if self.last in chain[1:-1]:
             raise ValueError("a prompt ends inside a picture: end it with <img>, or after </img>")
 

@@ -118,19 +118,21 @@ class ContinuousLVLM(PreTrainedModel):
         words = self.llm.get_input_embeddings()(input_ids)
         if image_embeds is None:
             image_embeds = words.new_zeros(0, 1, self.config.input_resampler["kv_dim"])
-            embeds_cmp_mask, patch_positions = None, words.new_zeros(0, 2)
+            embeds_cmp_mask, patch_positions = None, None
         if embeds_cmp_mask is None:
             embeds_cmp_mask = torch.ones(len(image_embeds), dtype=torch.bool, device=words.device)
         if ids_cmp_mask is None:
             ids_cmp_mask = torch.zeros_like(input_ids, dtype=torch.bool)
-        pictures = self.input_resampler(image_embeds[embeds_cmp_mask])  # [M read, R, D]
+        pictures = self.input_resampler(image_embeds[embeds_cmp_mask].to(words))  # [M read, R, D]
         count, places = pictures.shape[:2]
         if (found := int(ids_cmp_mask.sum())) != count * places:
             wanted = f"{count} pictures are read and take {places} each"
             raise ValueError(f"ids_cmp_mask marks {found} positions, but {wanted}: use the layout of the same N")
-        if self.config.add_patch_pos and patch_positions is not None:
-            x_y = patch_positions[embeds_cmp_mask].to(pictures)
-            pictures = pictures + ((torch.cat([x_y, 1 - x_y], dim=1) / 2) @ self.patch_pos_embed)[:, None]
+        if self.config.add_patch_pos:
+            told = patch_positions is not None
+            x_y = patch_positions[embeds_cmp_mask].to(words) if told else words.new_zeros(count, 2)
+            shares = torch.cat([x_y, 1 - x_y], dim=1) / 2 * told  # [M read, 4]
+            pictures = pictures + (shares @ self.patch_pos_embed)[:, None]
         return words.masked_scatter(ids_cmp_mask[..., None], pictures.to(words))
 
     def forward(
@@ -158,7 +160,8 @@ class ContinuousLVLM(PreTrainedModel):
         Raises ValueError where positions and pictures do not match, and where no label is trained (official: NaN).
         """
         embeds = self.embed(input_ids, image_embeds, embeds_cmp_mask, ids_cmp_mask, patch_positions)
-        hidden = self.llm.get_decoder()(inputs_embeds=embeds, attention_mask=attention_mask).last_hidden_state
+        decoder = self.llm.get_decoder()
+        hidden = decoder(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False).last_hidden_state
         told = labels[:, 1:] != IGNORED
         if not self.config.official and not told.any():
             raise ValueError("no label of this batch is trained, all are -100: leave out such samples")
@@ -185,25 +188,21 @@ class ContinuousLVLM(PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        image_embeds: Tensor | None = None,
-        embeds_cmp_mask: Tensor | None = None,
-        ids_cmp_mask: Tensor | None = None,
-        patch_positions: Tensor | None = None,
         max_new_tokens: int = 120,
         force_image: bool = False,
+        **shown: Tensor | None,
     ) -> list[Generated]:
-        """The most likely answer to each prompt; see `generation.generate`, which tells of the other errors.
+        """The most likely answer to each prompt; see `generation.generate`, which tells of the errors.
 
         Args:
             input_ids, attention_mask: [B, L], padded on the left. A prompt that ends with `<img>` is drawn at once.
-            image_embeds, embeds_cmp_mask, ids_cmp_mask, patch_positions: what the prompts show, as in `forward`.
             max_new_tokens: per prompt, the tokens of pictures included.
             force_image: a prompt that is answered without a picture gets one after the text.
+            shown: what the prompts show, as in `embed`: image_embeds, embeds_cmp_mask, ids_cmp_mask, patch_positions.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        embeds = self.embed(input_ids, image_embeds, embeds_cmp_mask, ids_cmp_mask, patch_positions)
+        prompts = self.embed(input_ids, **shown), attention_mask, input_ids[:, -1].tolist()
         limits = {"max_new_tokens": max_new_tokens, "force_image": force_image, "official": self.config.official}
-        prompts = (embeds, attention_mask, input_ids[:, -1].tolist())
         return generate(self.llm, self.output_resampler, *prompts, self.config.chain, **limits)
 
     # LoRA
@@ -254,10 +253,8 @@ class ContinuousLVLM(PreTrainedModel):
     def from_pretrained(cls, folder: str | Path, *args, **kwargs) -> Self:
         """Read a folder of `save_pretrained`, with transformers' arguments: eval mode. Raises FileNotFoundError, and
         ValueError that lists the keys where weights are missing, too many or of another shape."""
-        if not Path(folder, CONFIG).is_file():
-            raise FileNotFoundError(
-                f"{Path(folder, CONFIG)} is missing; give a folder of {cls.__name__}.save_pretrained"
-            )
+        if not (file := Path(folder, CONFIG)).is_file():
+            raise FileNotFoundError(f"{file} is missing; give a folder of {cls.__name__}.save_pretrained")
         settings = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # they are reported below
         model, found = super().from_pretrained(folder, *args, **kwargs, **settings)
         reshaped = {f"{key} {list(there)} instead of {list(here)}" for key, there, here in found["mismatched_keys"]}

@@ -69,13 +69,35 @@ def batch_of(rows, pictures=0, read=(), drawn=()):
 
 def test_every_parameter_has_a_gradient_whatever_the_batch(model):
     """Bug: a batch without pictures leaves parameters without gradient, and several devices wait for each other."""
-    row = ([1, 5, 6, 7, 8, 9], "tttttt")
-    for batch in (batch_of([row]), {**batch_of([row]), "image_embeds": None, "patch_positions": None}):
+    text = batch_of([([1, 5, 6, 7, 8, 9], "tttttt")])
+    reads = batch_of([([1, BOI, *IMAGE, EOI, 7], "ttrrrrtt")], pictures=1, read=[0])
+    for batch in (text, text | {"image_embeds": None}, reads, reads | {"patch_positions": None}):
         model.zero_grad()
         out = model(**batch)
         assert out.rec_loss == 0 and out.loss == out.lm_loss
         out.loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_places_that_are_not_told_change_nothing(model):
+    """Bug: a picture that is not cut is told to lie in a corner, where the released code tells nothing."""
+    batch = batch_of([([1, BOI, *IMAGE, EOI, 7], "ttrrrrtt")], pictures=1, read=[0]) | {"patch_positions": None}
+    without = make_model(add_patch_pos=False)
+    without.load_state_dict({key: tensor for key, tensor in model.state_dict().items() if key != "patch_pos_embed"})
+    assert torch.equal(model(**batch).lm_loss, without(**batch).lm_loss)
+
+
+def test_checkpoints_of_activations(model):
+    """Bug: activations that are computed again for want of memory give other gradients, or none."""
+    batch = batch_of([([1, BOI, *IMAGE, EOI, 2], "ttddddtt")], pictures=1, drawn=[0])
+    grads = []
+    for use in (model.activation_checkpointing_disable, model.activation_checkpointing_enable):
+        use()
+        model.train().zero_grad()
+        model(**batch).loss.backward()
+        grads.append(model.llm.model.layers[0].mlp.up_proj.weight.grad.clone())
+    model.eval().activation_checkpointing_disable()
+    assert torch.allclose(*grads, atol=1e-6) and grads[0].any()
 
 
 def test_targets_get_no_gradient(model):
