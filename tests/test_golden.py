@@ -339,6 +339,8 @@ def make_layout(fixture, options, **settings):
     branches = {"img_first_ratio", "prompt_drop_ratio", "use_polite_response", "add_gen_prompt", "patch_length"}
     branches |= {"use_caption_in_metadata", "caption_key_in_metadata", "assure_text", "multi_resolution"}
     given = {names.get(key, key): value for key, value in options.items() if key not in branches and value is not None}
+    if "instruction_prompt" in options:
+        given["instruction"] = options["instruction_prompt"] or "{instruction}"
     if not options.get("multi_resolution", True):
         given["grids"] = None
     special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}

@@ -42,6 +42,8 @@ class Layout:
         max_length: most tokens of a sample, the context of the language model.
         input_tokens, output_tokens: image tokens of a picture that is read, and of one that is drawn (N).
         grids, base_resolution: how pictures are cut, see `anyres.py`; None: they are not cut.
+        instruction, system_message, turn_sep: the form of a question, what stands before the first one, and before
+            each of the others.
         min_resolution, min_aspect_ratio: smallest side and smallest ratio of the sides of a picture.
         official: as in the released code, those two are not applied to conversations; samples of which nothing is
             trained pass; an edit of exactly `max_length` does not; and what is drawn counts in every sub-image when
@@ -77,7 +79,7 @@ class Layout:
         picture = () if size is None else self._centres(size, check=not self.official)
         shown = self._shown(picture)
         first = shown + turns[0] if image_first else turns[0] + shown
-        pieces, start = [], self.system_message + self.turn_sep if self.system_message else ""
+        pieces, start = [*self._system], ""
         for question, answer in zip([first, *turns[2::2]], turns[1::2], strict=True):
             pieces += [(start + self.instruction.format(instruction=question), False), (answer, True)]
             start = self.turn_sep
@@ -91,7 +93,7 @@ class Layout:
         read, drawn = self._centres(source), self._centres(target, check=not self.official)
         shown = self._shown(read)
         question = self.instruction.format(instruction=shown + instruction if image_first else instruction + shown)
-        pieces = [(question, False), (response + self._drawn, True)]
+        pieces = [*self._system, (question, False), (response + self._drawn, True)]
         return self._sample(pieces, [read], [drawn], most=self.max_length - self.official)
 
     def caption(
@@ -128,6 +130,10 @@ class Layout:
     @cached_property
     def _closing_id(self) -> int:
         return self.tokenizer.convert_tokens_to_ids("</img>")
+
+    @property
+    def _system(self) -> list[Piece]:
+        return [(self.system_message.removesuffix("\n") + "\n", False)] if self.system_message else []
 
     @property
     def _drawn(self) -> str:

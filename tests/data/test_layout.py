@@ -46,6 +46,16 @@ def test_what_is_trained(layout):
     assert text_of(layout, [label for label in drawn.labels if label != IGNORED]) == "<img> </s>"
 
 
+def test_message_before_all(layout):
+    """Bug: a line break between the message and the first question that is missing, or there twice; lost in edits."""
+    for message in ("you can draw", "you can draw\n"):
+        told = replace(layout, system_message=message)
+        edit = told.edit("make the cat blue", (64, 64), (64, 64), image_first=False)
+        for sample, question in ((told.conversation(TURNS), "what"), (edit, "make")):
+            assert text_of(layout, sample.input_ids).startswith(f"<s> you can draw \n [ inst ] {question}")
+            assert set(sample.labels[:5]) == {IGNORED}
+
+
 def test_too_long_for_the_context(layout):
     """Bug: a sample is cut off in the middle of a picture, or before everything that is trained."""
     short = replace(layout, max_length=14)
