@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from .anyres import GRIDS, Centre, Size, tile
+from .anyres import GRIDS, Centre, Size, process_anyres_image, tile
 from .prompts import INSTRUCTION
 from .tokenizer import IMAGE_TOKENS, check_words
 
@@ -45,11 +46,12 @@ class Layout:
         instruction, system_message, turn_sep: the form of a question, what stands before the first one, and before
             each of the others.
         min_resolution, min_aspect_ratio: smallest side and smallest ratio of the sides of a picture.
-        official: as in the released code, those two are not applied to conversations; samples of which nothing is
-            trained pass; an edit of exactly `max_length` does not; and what is drawn counts in every sub-image when
-            it is asked whether a caption is too long to be drawn.
+        official: as in the released code, a picture of one square is shown as that and again as the whole; those two
+            limits are not applied to conversations; samples of which nothing is trained pass; an edit of exactly
+            `max_length` does not; and what is drawn counts in every sub-image when it is asked whether a caption is too
+            long to be drawn.
 
-    Every method raises ValueError for a sample that cannot be used, saying what to do.
+    Every method about samples raises ValueError for one that cannot be used, saying what to do.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -120,6 +122,11 @@ class Layout:
         text = opening + "".join(map(self._shown, pictures)) + text.removeprefix(opening)
         return self._sample([(text + "<img>" * draw, False)], pictures, answered=False)
 
+    def squares(self, picture: Image.Image) -> list[Image.Image]:
+        """The sub-images of a picture, the whole last, as the vision encoder reads them: one for each position."""
+        side, count = self.base_resolution, len(self._centres(picture.size, check=False))
+        return process_anyres_image(picture, self.grids or ("1x1",), side)[0][-count:]
+
     # Parts
 
     @cached_property
@@ -149,7 +156,8 @@ class Layout:
         if check and (min(size) < self.min_resolution or min(size) < self.min_aspect_ratio * max(size)):
             wanted = f"sides of {self.min_resolution} or more, and a ratio of {self.min_aspect_ratio} or more"
             raise ValueError(f"a picture of {size[0]}×{size[1]} px; expected {wanted}: leave it out")
-        return tile(size, self.grids, self.base_resolution).positions if self.grids else ((0.5, 0.5),)
+        positions = tile(size, self.grids, self.base_resolution).positions if self.grids else ((0.5, 0.5),)
+        return positions if self.official or len(positions) > 2 else positions[-1:]
 
     def _encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids

@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from seedx_lite.data.anyres import process_anyres_image
 from seedx_lite.data.collate import collate
 from seedx_lite.data.layout import Layout
 from seedx_lite.models.vit import preprocess
@@ -26,10 +25,7 @@ class LVLMProcessor:
         side = self.layout.base_resolution
         if not pictures:
             return torch.zeros(0, 3, side, side)
-        if self.layout.grids is None:
-            return preprocess(pictures, side)
-        cut = (process_anyres_image(picture, self.layout.grids, side)[0] for picture in pictures)
-        return preprocess([sub_image for sub_images in cut for sub_image in sub_images], side)
+        return preprocess([square for picture in pictures for square in self.layout.squares(picture)], side)
 
     def __call__(
         self, texts: Sequence[str], pictures: Sequence[Sequence[Image.Image]] | None = None, draw: bool = False

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from seedx_lite.data.collate import collate
 from seedx_lite.data.layout import IGNORED, Layout
@@ -32,10 +33,18 @@ def test_a_picture_is_drawn_with_other_tokens_than_read(layout):
     """Bug: N of what is read is taken for N of what is drawn, so that ablations of N change reading, too."""
     sample = layout.edit("make the cat blue", (64, 64), (64, 64), "here it is")
     read, drawn = read_and_drawn(layout, sample)
-    assert read.split() == [f"<img_{i:05d}>" for i in range(4)] * 2
+    assert read.split() == [f"<img_{i:05d}>" for i in range(4)]
     assert drawn.split() == [f"<img_{i:05d}>" for i in range(9)]
-    assert sample.embeds_cmp_mask == [True, True, False, False]
-    assert sample.embeds_gen_mask == [False, False, False, True]
+    assert sample.embeds_cmp_mask == [True, False] and sample.embeds_gen_mask == [False, True]
+
+
+def test_a_picture_of_one_square_is_shown_once(layout):
+    """Bug: half of the context goes to a second copy of the same picture, as in the released code."""
+    for official, size, sub_images in ((False, (64, 64), 1), (True, (64, 64), 2), (False, (128, 64), 3)):
+        told, picture = replace(layout, official=official), Image.new("RGB", size)
+        sample = told.conversation(TURNS, size)
+        assert sample.patch_lengths == [sub_images] and sum(sample.ids_cmp_mask) == 4 * sub_images
+        assert [square.size for square in told.squares(picture)] == [(64, 64)] * sub_images
 
 
 def test_what_is_trained(layout):
@@ -59,8 +68,8 @@ def test_message_before_all(layout):
 def test_too_long_for_the_context(layout):
     """Bug: a sample is cut off in the middle of a picture, or before everything that is trained."""
     short = replace(layout, max_length=14)
-    with pytest.raises(ValueError, match="its picture alone needs 16"):
-        short.conversation(TURNS, (64, 64))
+    with pytest.raises(ValueError, match="its picture alone needs 22"):
+        short.conversation(TURNS, (128, 64))
     with pytest.raises(ValueError, match="nothing is left to train in 14 tokens"):
         short.conversation((" ".join(TURNS), "a cat"))
     with pytest.raises(ValueError, match=r"\d+ tokens where 14 fit"):
@@ -85,8 +94,8 @@ def test_long_captions_are_drawn_where_they_fit(layout):
     for official in (False, True):
         sample = replace(layout, max_length=40, official=official).caption("a red cat", wide, image_first=False)
         assert any(sample.embeds_gen_mask) is not official
-    sample = replace(layout, max_length=17).caption("a red cat on grass", (64, 64), image_first=False)
-    assert not any(sample.embeds_gen_mask) and len(sample.input_ids) == 17
+    sample = replace(layout, max_length=12).caption("a red cat on grass", (64, 64), image_first=False)
+    assert not any(sample.embeds_gen_mask) and len(sample.input_ids) == 12
 
 
 def test_small_and_narrow_pictures(layout):
@@ -138,7 +147,7 @@ def test_prompts(layout):
     assert prompt.patch_positions == sample.patch_positions and prompt.patch_lengths == [3]
     assert sample.labels[len(prompt.input_ids)] != IGNORED == sample.labels[len(prompt.input_ids) - 1]
     reading = layout.prompt(READING.format(question=TURNS[0]), [(64, 64)])
-    assert text_of(layout, reading.input_ids).startswith("<s> <patch> <img_00000>")
+    assert text_of(layout, reading.input_ids).startswith("<s> <img> <img_00000>")
     drawing = layout.caption("a red cat", (64, 64), image_first=False)
     prompt = layout.prompt("a red cat", draw=True)
     assert prompt.input_ids == drawing.input_ids[: len(prompt.input_ids)] and not any(prompt.embeds_cmp_mask)
@@ -159,9 +168,8 @@ def test_batches(layout):
             outside[own] = False
             assert (batch["labels"][row, outside] == IGNORED).all() and (batch["input_ids"][row, outside] == pad).all()
             assert not batch["ids_cmp_mask"][row, outside].any()
-    assert right["embeds_cmp_mask"].tolist() == [True, True, False, False]
-    assert right["embeds_gen_mask"].tolist() == [False, False, False, True]
-    assert right["patch_positions"].shape == (4, 2)
+    assert right["embeds_cmp_mask"].tolist() == [True, False] and right["embeds_gen_mask"].tolist() == [False, True]
+    assert right["patch_positions"].shape == (2, 2)
     assert collate([layout.conversation(TURNS)], pad)["patch_positions"] is None
 
 
