@@ -137,10 +137,12 @@ class MLLMConfig:
     lora_r: int = 32
     lora_alpha: int = 32
     lora_dropout: float = 0.05
+    files: dict[str, float] = field(default_factory=dict)  # files or folders of own samples: share of the training
 
     def __post_init__(self):
         square = math.isqrt(max(self.input_tokens, 0)) ** 2
         _require(square == self.input_tokens > 0, f"mllm.input_tokens={self.input_tokens}: expected a square, like 64")
+        _require(sum(self.files.values()) < 0.9, f"mllm.files={self.files}: expected shares that sum to less than 0.9")
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,7 @@ class TrainingConfigs:
     reader: TrainConfig
     reader_2: TrainConfig
     llama: TrainConfig | None = None
+    mllm: TrainConfig | None = None
     vit_dense: TrainConfig | None = None  # goes on where `vit` ended, with frozen text encoders
     sdxl_words: TrainConfig | None = None  # goes on where `sdxl` ended, with a lesson on words
     detokenizer_edits: TrainConfig | None = None  # stage 2: goes on where `detokenizer` ended, with condition images

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTra
 from transformers.utils import ModelOutput
 
 from .generation import Generated, generate
-from .resamplers import Resampler
+from .resamplers import DeepResampler, Resampler
 from .vit import pool_embeddings
 from .weights import CONFIG, check_keys
 
@@ -31,7 +31,10 @@ class ContinuousLVLMConfig(PreTrainedConfig):
     Args:
         llm: a `LlamaConfig` or its entries.
         input_resampler, output_resampler: arguments of `Resampler`: T tokens of K channels → R = grid_size² of D, and
-            N hidden states of D → Q = grid_size² of K. The targets are pooled to Q.
+            N hidden states of D → Q = grid_size² of K. The targets are pooled to Q. With `depth` or `width` among
+            them the output resampler is a `DeepResampler`.
+        target_mean, target_std: of the pooled targets, K each: they are standardised by these in the loss, and what is
+            predicted is scaled back in generation.
         lm_loss_scale, rec_loss_scale, mse: weights of the two losses; squared error, or else cosine.
         add_patch_pos: tell the model where a sub-image lies.
         boi_token_id, image_token_ids, eoi_token_id: `<img>`, the N tokens that are drawn, `</img>`; for generation.
@@ -54,6 +57,8 @@ class ContinuousLVLMConfig(PreTrainedConfig):
     eoi_token_id: int | None = None
     lora: dict | None = None
     official: bool = False
+    target_mean: list[float] | None = None
+    target_std: list[float] | None = None
 
     @property
     def chain(self) -> list[int]:
@@ -92,7 +97,8 @@ class ContinuousLVLM(PreTrainedModel):
         super().__init__(config)
         self.llm = LlamaForCausalLM(config.llm)
         self.input_resampler = Resampler(**config.input_resampler)
-        self.output_resampler = Resampler(**config.output_resampler)
+        deep = {"depth", "width"} & config.output_resampler.keys()
+        self.output_resampler = (DeepResampler if deep else Resampler)(**config.output_resampler)
         if config.add_patch_pos:
             width = config.llm.hidden_size
             self.patch_pos_embed = nn.Parameter(torch.randn(4, width) / width**0.5)
@@ -168,13 +174,16 @@ class ContinuousLVLM(PreTrainedModel):
         logits = self.llm.get_output_embeddings()(hidden[:, :-1][told])  # [trained, V]
         lm_loss = F.cross_entropy(logits.float(), labels[:, 1:][told])
 
-        queries, width = self.output_resampler.query.shape
+        queries, width = self.config.output_resampler["grid_size"] ** 2, self.config.output_resampler["embed_dim"]
         if image_embeds is None or embeds_gen_mask is None:
             target, drawn = hidden.new_zeros(0, queries, width), hidden[:0, :1]
         else:
             target = pool_embeddings(image_embeds[embeds_gen_mask], queries).detach()  # [M drawn, Q, K]
             drawn = _per_picture(hidden[ids_gen_mask], len(target))  # [M drawn, N, D]
         predicted = self.output_resampler(drawn)
+        if self.config.target_mean is not None:
+            mean, std = self._target_scale(target)
+            target = (target - mean) / std
         if self.config.mse:
             errors = (predicted.float() - target.float()).square()
         else:
@@ -203,7 +212,18 @@ class ContinuousLVLM(PreTrainedModel):
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = self.embed(input_ids, **shown), attention_mask, input_ids[:, -1].tolist()
         limits = {"max_new_tokens": max_new_tokens, "force_image": force_image, "official": self.config.official}
-        return generate(self.llm, self.output_resampler, *prompts, self.config.chain, **limits)
+        return generate(self.llm, self._draw, *prompts, self.config.chain, **limits)
+
+    def _draw(self, hidden: Tensor) -> Tensor:
+        """Hidden states [·, N, D] → visual embeddings [·, Q, K], on the scale of the vision encoder."""
+        predicted = self.output_resampler(hidden)
+        if self.config.target_mean is None:
+            return predicted
+        mean, std = self._target_scale(predicted)
+        return predicted * std + mean
+
+    def _target_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return like.new_tensor(self.config.target_mean), like.new_tensor(self.config.target_std)
 
     # LoRA
 
