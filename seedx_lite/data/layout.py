@@ -5,6 +5,7 @@ Official `src/data/sft_clm.py` and `image_text_pairs_clm.py`. A picture that is 
 the image tokens, `<img_00000>` and so on. Where the official code draws at random, the caller says which branch.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -162,7 +163,7 @@ class Layout:
     def _encode(self, text: str) -> list[int]:
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         if self.tokenizer.unk_token_id in ids:
-            check_words(self.tokenizer, [text])
+            check_words(self.tokenizer, [re.sub(r"<img_\d+>", "", text)])
         return ids
 
     def _sample(

@@ -1,7 +1,7 @@
-"""The record of the multimodal language model: what it reads in held-out scenes, and what it draws from their captions.
+"""The record of the multimodal language model: what it reads in held-out scenes, what it draws from their captions.
 
-Reading is judged by the truth about a scene; drawing twice: the visual embeddings against those of the scene itself, and
-the pictures by the scene reader, beside those that the same de-tokenizer draws from the scene's own embeddings.
+Reading is judged by the truth about a scene. Drawing is judged twice: the visual embeddings against those of the scene
+itself, and the pictures by the scene reader, beside what the same de-tokenizer draws from the scene's own embeddings.
 """
 
 import time
@@ -94,10 +94,9 @@ def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Ima
     asked = []
     for scene, picture in zip(wanted, shown, strict=True):
         everything = questions(scene)
-        for i in rng.permutation(len(everything)):
-            if everything[i].topic not in {q.topic for q, s, _ in asked if s is scene}:
-                asked.append((everything[i], scene, picture))
-    pictures, texts = [picture for *_, picture in asked], [question.text for question, *_ in asked]
+        chosen = {everything[i].topic: everything[i] for i in rng.permutation(len(everything))}
+        asked += [(question, picture) for question in chosen.values()]
+    texts, pictures = [question.text for question, _ in asked], [picture for _, picture in asked]
     usual: dict[str, Counter[str]] = {topic: Counter() for topic in TOPICS}
     for scene in scenes("train", FREQUENT, "narrow", (wanted[0].width, wanted[0].height)):
         for question in questions(scene):
@@ -105,18 +104,14 @@ def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Ima
     answers = {
         "model": seedx.ask(pictures, texts),
         "blind": seedx.ask(pictures, texts, blind=True),
-        "frequent": [usual[question.topic].most_common(1)[0][0] for question, *_ in asked],
+        "frequent": [usual[question.topic].most_common(1)[0][0] for question, _ in asked],
     }
-    topics = {topic: {topic} for topic in TOPICS} | {"all": set(TOPICS)}
-    right: dict[str, Told] = {}
-    for topic, wanted_topics in topics.items():
-        chosen = [place for place, (question, *_) in enumerate(asked) if question.topic in wanted_topics]
-        if chosen:
-            right[topic] = {
-                name: bootstrap([(given[place] == asked[place][0].answer, 1) for place in chosen])
-                for name, given in answers.items()
-            }
-    return right
+    rows: dict[str, dict[str, list[tuple[bool, int]]]] = {}
+    for name, given in answers.items():
+        for (question, _), answer in zip(asked, given, strict=True):
+            for topic in (question.topic, "all"):
+                rows.setdefault(topic, {}).setdefault(name, []).append((answer == question.answer, 1))
+    return {topic: {name: bootstrap(row) for name, row in told.items()} for topic, told in rows.items()}
 
 
 def measure_detection(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> Told:
@@ -153,7 +148,7 @@ def measure_drawing(seedx: SeedX, reader: SceneReader, wanted: Sequence[Scene], 
 
 
 def judge_embeddings(predicted: Tensor, real: Tensor) -> Told:
-    """Predicted visual embeddings [B, N, K] against real ones: `mse`, `cosine` of the tokens, `unexplained` (the squared
+    """Predicted visual embeddings [B, N, K] against real ones: `mse`, `cosine` of the tokens, `unexplained` (squared
     error over that of the mean of the real ones), `variance` (that over scenes, over that of the real ones)."""
     error, cosine = (predicted - real).square().mean((1, 2)), F.cosine_similarity(predicted, real, dim=-1).mean(1)
     spread, own = ((x - x.mean(0)).square().mean((1, 2)).tolist() for x in (real, predicted))

@@ -102,13 +102,13 @@ class SeedX:
         answers = self._texts([DETECTION_PROMPT.format(caption=phrase) for phrase in asked], shown, 12)
         return [_boxes(BOX_START + answer) for answer in answers]
 
-    def draw(
-        self, texts: str | Sequence[str], seed: int = 0, num_inference_steps: int = 25, guidance_scale: float = 2.0
-    ) -> list[Image.Image]:
-        """A picture of each text. The noise depends on `seed` and the place in the list."""
-        embeddings = self.imagine(texts)
+    def draw(self, texts: str | Sequence[str], seed: int = 0, **settings) -> list[Image.Image]:
+        """A picture of each text; `settings` are further arguments of the de-tokenizer pipeline."""
+        return self.decode(self.imagine(texts), seed, **settings)
+
+    def decode(self, embeddings: Tensor, seed: int = 0, **settings) -> list[Image.Image]:
+        """A picture of each row of visual embeddings [B, N, K]. The noise depends on its place and `seed` only."""
         noise = [torch.Generator().manual_seed(1_000_000 * seed + place) for place in range(len(embeddings))]
-        settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
         return self.detokenizer(embeddings.to(self.detokenizer.device), generator=noise, **settings).images
 
     def imagine(self, texts: str | Sequence[str]) -> Tensor:
