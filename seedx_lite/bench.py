@@ -22,7 +22,7 @@ from typing import Any
 from seedx_lite.artifacts import find
 from seedx_lite.presets import Preset, load_preset
 
-TRAININGS = ("vit", "vae", "unet", "detokenizer", "llama", "reader", "reader_2")
+TRAININGS = ("vit", "vae", "unet", "detokenizer", "llama", "mllm", "reader", "reader_2")
 FEW_SCENES = 256
 GROUPS = {  # where the time of a step goes, by the beginning of an operator's name
     "convolution": ("aten::mkldnn_convolution", "aten::convolution", "aten::cudnn_convolution"),
@@ -176,12 +176,18 @@ def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
     from seedx_lite.models.detokenizer import SDXLAdapter
     from seedx_lite.models.resamplers import ResamplerXLV2
     from seedx_lite.models.vit import VisionTransformerWithAttnPool
-    from seedx_lite.training import detokenizer, foundations, llama, reader, text, vit
+    from seedx_lite.training import detokenizer, foundations, llama, mllm, reader, text, vit
 
     folder.mkdir(parents=True)
     whole = {"vit": vit.vit, "llama": llama.llama, "reader": reader.reader, "reader_2": reader.reader_2}
     if name in whole:
         return json.loads((whole[name](preset, runs=folder) / "training.json").read_text())
+    tower = VisionTransformerWithAttnPool(**vars(preset.vit)).eval()
+    if name == "mllm":
+        layout = mllm.new_layout(preset)
+        batches = mllm.Batches(preset, layout, tower, "untrained", folder)
+        mllm.train_mllm(mllm.new_model(preset, layout, 0), batches, preset.training.mllm, 0, folder)
+        return json.loads((folder / "training.json").read_text())
     scheduler = DDIMScheduler(**foundations.noise_schedule(preset))
     autoencoder = AutoencoderKL(**preset.vae.kwargs, sample_size=preset.image_size).eval()
     if name == "vae":
@@ -190,7 +196,6 @@ def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
         data, encoders = foundations.training_scenes(preset, "broad", folder), text.new_text_encoders(preset)
         foundations.train_unet(preset, 0, folder, data, autoencoder, encoders, scheduler)
     else:
-        tower = VisionTransformerWithAttnPool(**vars(preset.vit)).eval()
         parts = detokenizer.Parts(tower, autoencoder, scheduler, "untrained", "untrained")
         samples = detokenizer.Reconstructions(preset, parts, preset.n_embeddings, folder)
         unet, resampler = UNet2DConditionModel(**preset.unet_kwargs), ResamplerXLV2(**preset.resampler_kwargs)

@@ -111,7 +111,8 @@ def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Ima
         for (question, _), answer in zip(asked, given, strict=True):
             for topic in (question.topic, "all"):
                 rows.setdefault(topic, {}).setdefault(name, []).append((answer == question.answer, 1))
-    return {topic: {name: bootstrap(row) for name, row in told.items()} for topic, told in rows.items()}
+    topics = [topic for topic in ("all", *TOPICS) if topic in rows]
+    return {topic: {name: bootstrap(row) for name, row in rows[topic].items()} for topic in topics}
 
 
 def measure_detection(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> Told:

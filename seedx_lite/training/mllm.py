@@ -8,8 +8,9 @@ read and to draw: cross-entropy on the words, and squared error to the pooled vi
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from seedx_lite.artifacts import ensure, processes, project_path, read_manifest
 from seedx_lite.data.check import data_files
 from seedx_lite.data.collate import collate
 from seedx_lite.data.corpora import DRAWN, FORMS, Corpus, Files, Mixture, Scenes
-from seedx_lite.data.layout import IGNORED, Layout
+from seedx_lite.data.layout import IGNORED, Layout, Sample
 from seedx_lite.data.tokenizer import IMAGE_TOKENS, llm_tokenizer
 from seedx_lite.models.mllm import ContinuousLVLM, ContinuousLVLMConfig
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, pool_embeddings
@@ -33,7 +34,8 @@ from .llama import llama
 from .loop import train
 from .vit import vit
 
-WIDE = 0.1  # share of scenes twice as wide as high, which are read in two squares and as a whole
+WIDE = 0.06  # share of scenes twice as wide as high, which are read in two squares and as a whole
+WINDOW = 16  # steps whose samples are sorted, see `Batches`
 STANDARD = 2048  # pictures of which the scale of targets is taken
 CONNECTORS = ("one_layer", "deep", "wide")  # a flow-matching head would be another, with a loss of its own
 
@@ -108,8 +110,12 @@ def new_model(
 
 
 class Batches:
-    """Batches of a mixture, with the visual embeddings of all pictures, which are computed once. Batch (step, rank) is
-    samples (step · processes + rank) · size and on: several processes together see what one would at their size."""
+    """Batches of a mixture, with the visual embeddings of all pictures, which are computed once.
+
+    The samples of `WINDOW` steps are sorted by the squares of their pictures, and else left in their order, so that few
+    steps have wide pictures, and all others little padding. Processes share out a step: together they see what one
+    alone would.
+    """
 
     def __init__(
         self,
@@ -131,6 +137,7 @@ class Batches:
         for path, share in files.items():
             corpora[path], weights[path] = Files(layout, project_path(path)), share
         self.mixture, self.pad = Mixture(corpora, weights, seed), layout.tokenizer.pad_token_id
+        self._window = lru_cache(maxsize=1)(self._sorted)
         self.tables = {}  # by corpus [P, T, K]
         for name, corpus in corpora.items():
             called = f"{split}-" + re.sub(r"\W", "_", name)
@@ -138,25 +145,31 @@ class Batches:
 
     def scale(self, n: int) -> dict[str, list[float]]:
         """Mean and deviation of each channel of embeddings pooled to `n`, as `ContinuousLVLMConfig` takes them."""
-        pooled = pool_embeddings(torch.from_numpy(self.tables["narrow"][:STANDARD]).float(), n).flatten(0, 1)
+        pooled = pool_embeddings(torch.from_numpy(self.tables["narrow"][:STANDARD].astype(np.float32)), n).flatten(0, 1)
         return {"target_mean": pooled.mean(0).tolist(), "target_std": pooled.std(0).tolist()}
 
     def at(self, step: int, size: int) -> dict[str, Tensor | None]:
         """Arguments of `ContinuousLVLM.forward`, padded to the longest."""
-        team = processes()
-        start = (step * team.num_processes + team.process_index) * size
-        made = [self.mixture.sample(number) for number in range(start, start + size)]
+        team, (window, place) = processes(), divmod(step, WINDOW)
+        made = self._window(window, size * team.num_processes)[place][team.process_index :: team.num_processes]
         batch = collate([sample for _, sample, _ in made], self.pad)
         embeds = np.concatenate([self.tables[name][list(rows)] for name, _, rows in made])
         return batch | {"image_embeds": torch.from_numpy(embeds).float()}
+
+    def _sorted(self, window: int, size: int) -> list[list[tuple[str, Sample, Sequence[int]]]]:
+        """The samples of each of the steps of a window, `size` of all processes together."""
+        numbers = range(window * WINDOW * size, (window + 1) * WINDOW * size)
+        made = sorted(map(self.mixture.sample, numbers), key=lambda one: len(one[2]))
+        order = np.random.default_rng([self.mixture.seed, window]).permutation(WINDOW)
+        return [made[i * size : (i + 1) * size] for i in order]
 
 
 def balanced_loss(model: ContinuousLVLM, batch: dict[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of a batch such that its mean over processes is that of all their samples together: each process counts
     by its share of the labels, and of the pictures that are drawn. Logged are the parts, likewise of all."""
-    out, world = model(**batch), processes().num_processes
-    counts = torch.stack([(batch["labels"][:, 1:] != IGNORED).sum(), batch["embeds_gen_mask"].sum()])
-    lm_share, rec_share = counts * world / reduce(counts.clone()).clamp(min=1)
+    out = model(**batch)
+    counts = torch.stack([(batch["labels"][:, 1:] != IGNORED).sum(), batch["embeds_gen_mask"].sum()]).float()
+    lm_share, rec_share = counts / reduce(counts, "mean").clamp(min=1e-6)  # all 1 in a process alone, or 0 of nothing
     parts = {"lm": lm_share * out.lm_loss, "rec": rec_share * out.rec_loss}
     loss = model.config.lm_loss_scale * parts["lm"] + model.config.rec_loss_scale * parts["rec"]
     return loss, {name: reduce(part.detach().clone(), "mean") for name, part in parts.items()}
