@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,9 @@ def bench(
     seed: int = 0,
     runs: str | Path = "runs",
 ) -> dict[str, Any]:
-    """Measures every training of a preset and sampling with what has been trained, or the trainings of `only` alone;
-    prints a table, writes JSON to `out` after each of them, and returns what is in it.
+    """Measures every training of a preset and sampling with what has been trained, or the trainings of `only` alone
+    (with `mllm` also how the language model draws); prints a table, writes JSON to `out` after each of them, and
+    returns what is in it.
 
     Each training: `seconds_per_step` (median), of which `data_seconds`, `samples_per_second`, `flops_per_step`,
     `share_of_peak`, `peak_memory_gb` of its process, `profile`: shares of the time of a step by kind of operator.
@@ -67,9 +69,11 @@ def bench(
             result["trainings"][name] = {"error": f"{type(error).__name__}: {error}"}
             print(f"{name:12} {type(error).__name__}: {error}", file=sys.stderr)
         _write(result, out)
-    if only is None:
-        result["sampling"] = _in_process(measure_sampling, preset, overrides, seed, str(runs))
-        for name, seconds in result["sampling"].items():
+    waits = {"drawing": (measure_drawing, preset, overrides)} if "mllm" in wanted else {}
+    waits |= {"sampling": (measure_sampling, preset, overrides, seed, str(runs))} if only is None else {}
+    for title, task in waits.items():
+        result[title] = _in_process(*task)
+        for name, seconds in result[title].items():
             print(f"{name:44} {seconds:7.3f} s")
         _write(result, out)
     return result
@@ -243,6 +247,35 @@ def measure_sampling(preset_name: str, overrides: list[str], seed: int, runs: st
         "16 pictures read back into scenes": lambda: read_scenes(reader, arrays),
         "16 texts of 64 tokens": lambda: model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings),
     }
+    return _timed(waits)
+
+
+def measure_drawing(preset_name: str, overrides: list[str]) -> dict[str, float]:
+    """Seconds in which an untrained language model draws the embeddings of 8 captions, for two N, the second of two
+    runs: in one pass, and token by token as in the released code, by the generation of transformers."""
+    from seedx_lite.models.generation import ImageTokenProcessor
+    from seedx_lite.pipelines.processor import LVLMProcessor
+    from seedx_lite.training.mllm import MLLMVariant, new_layout, new_model
+
+    preset, waits = load_preset(preset_name, overrides), {}
+    for n in (64, 256):
+        layout = new_layout(preset, variant := MLLMVariant(n=n))
+        model = new_model(preset, layout, 0, variant=variant).merge_lora().eval()
+        prompts = LVLMProcessor(layout)(["a red cat on the left, on grass by day"] * 8, draw=True)
+        batch = {name: prompts[name] for name in ("input_ids", "attention_mask")} | {"max_new_tokens": n + 1}
+        forced = [ImageTokenProcessor(model.config.chain)]
+        plain = {"do_sample": False, "output_hidden_states": True, "return_dict_in_generate": True, "pad_token_id": 0}
+        waits[f"8 × {n} embeddings in one pass"] = partial(model.generate, **batch)
+        waits[f"8 × {n} embeddings token by token"] = partial(
+            model.llm.generate, **batch, **plain, logits_processor=forced
+        )
+    return _timed(waits)
+
+
+def _timed(waits: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Seconds of each, without gradients, the second of two runs."""
+    import torch
+
     result = {}
     for name, wait in waits.items():
         for _ in range(2):
