@@ -16,13 +16,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from seedx_lite.artifacts import find
 from seedx_lite.presets import Preset, load_preset
 
-TRAININGS = ("vit", "vae", "unet", "detokenizer", "llama", "reader", "reader_2")
+TRAININGS = ("vit", "vae", "unet", "detokenizer", "llama", "mllm", "reader", "reader_2")
 FEW_SCENES = 256
 GROUPS = {  # where the time of a step goes, by the beginning of an operator's name
     "convolution": ("aten::mkldnn_convolution", "aten::convolution", "aten::cudnn_convolution"),
@@ -43,8 +44,9 @@ def bench(
     seed: int = 0,
     runs: str | Path = "runs",
 ) -> dict[str, Any]:
-    """Measures every training of a preset and sampling with what has been trained, or the trainings of `only` alone;
-    prints a table, writes JSON to `out` after each of them, and returns what is in it.
+    """Measures every training of a preset and sampling with what has been trained, or the trainings of `only` alone
+    (with `mllm` also how the language model draws); prints a table, writes JSON to `out` after each of them, and
+    returns what is in it.
 
     Each training: `seconds_per_step` (median), of which `data_seconds`, `samples_per_second`, `flops_per_step`,
     `share_of_peak`, `peak_memory_gb` of its process, `profile`: shares of the time of a step by kind of operator.
@@ -67,9 +69,11 @@ def bench(
             result["trainings"][name] = {"error": f"{type(error).__name__}: {error}"}
             print(f"{name:12} {type(error).__name__}: {error}", file=sys.stderr)
         _write(result, out)
-    if only is None:
-        result["sampling"] = _in_process(measure_sampling, preset, overrides, seed, str(runs))
-        for name, seconds in result["sampling"].items():
+    waits = {"drawing": (measure_drawing, preset, overrides)} if "mllm" in wanted else {}
+    waits |= {"sampling": (measure_sampling, preset, overrides, seed, str(runs))} if only is None else {}
+    for title, task in waits.items():
+        result[title] = _in_process(*task)
+        for name, seconds in result[title].items():
             print(f"{name:44} {seconds:7.3f} s")
         _write(result, out)
     return result
@@ -176,12 +180,18 @@ def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
     from seedx_lite.models.detokenizer import SDXLAdapter
     from seedx_lite.models.resamplers import ResamplerXLV2
     from seedx_lite.models.vit import VisionTransformerWithAttnPool
-    from seedx_lite.training import detokenizer, foundations, llama, reader, text, vit
+    from seedx_lite.training import detokenizer, foundations, llama, mllm, reader, text, vit
 
     folder.mkdir(parents=True)
     whole = {"vit": vit.vit, "llama": llama.llama, "reader": reader.reader, "reader_2": reader.reader_2}
     if name in whole:
         return json.loads((whole[name](preset, runs=folder) / "training.json").read_text())
+    tower = VisionTransformerWithAttnPool(**vars(preset.vit)).eval()
+    if name == "mllm":
+        layout = mllm.new_layout(preset)
+        batches = mllm.Batches(preset, layout, tower, "untrained", folder)
+        mllm.train_mllm(mllm.new_model(preset, layout, 0), batches, preset.training.mllm, 0, folder)
+        return json.loads((folder / "training.json").read_text())
     scheduler = DDIMScheduler(**foundations.noise_schedule(preset))
     autoencoder = AutoencoderKL(**preset.vae.kwargs, sample_size=preset.image_size).eval()
     if name == "vae":
@@ -190,7 +200,6 @@ def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
         data, encoders = foundations.training_scenes(preset, "broad", folder), text.new_text_encoders(preset)
         foundations.train_unet(preset, 0, folder, data, autoencoder, encoders, scheduler)
     else:
-        tower = VisionTransformerWithAttnPool(**vars(preset.vit)).eval()
         parts = detokenizer.Parts(tower, autoencoder, scheduler, "untrained", "untrained")
         samples = detokenizer.Reconstructions(preset, parts, preset.n_embeddings, folder)
         unet, resampler = UNet2DConditionModel(**preset.unet_kwargs), ResamplerXLV2(**preset.resampler_kwargs)
@@ -238,6 +247,35 @@ def measure_sampling(preset_name: str, overrides: list[str], seed: int, runs: st
         "16 pictures read back into scenes": lambda: read_scenes(reader, arrays),
         "16 texts of 64 tokens": lambda: model.generate(tokens, attention_mask=torch.ones_like(tokens), **settings),
     }
+    return _timed(waits)
+
+
+def measure_drawing(preset_name: str, overrides: list[str]) -> dict[str, float]:
+    """Seconds in which an untrained language model draws the embeddings of 8 captions, for two N, the second of two
+    runs: in one pass, and token by token as in the released code, by the generation of transformers."""
+    from seedx_lite.models.generation import ImageTokenProcessor
+    from seedx_lite.pipelines.processor import LVLMProcessor
+    from seedx_lite.training.mllm import MLLMVariant, new_layout, new_model
+
+    preset, waits = load_preset(preset_name, overrides), {}
+    for n in (64, 256):
+        layout = new_layout(preset, variant := MLLMVariant(n=n))
+        model = new_model(preset, layout, 0, variant=variant).merge_lora().eval()
+        prompts = LVLMProcessor(layout)(["a red cat on the left, on grass by day"] * 8, draw=True)
+        batch = {name: prompts[name] for name in ("input_ids", "attention_mask")} | {"max_new_tokens": n + 1}
+        forced = [ImageTokenProcessor(model.config.chain)]
+        plain = {"do_sample": False, "output_hidden_states": True, "return_dict_in_generate": True, "pad_token_id": 0}
+        waits[f"8 × {n} embeddings in one pass"] = partial(model.generate, **batch)
+        waits[f"8 × {n} embeddings token by token"] = partial(
+            model.llm.generate, **batch, **plain, logits_processor=forced
+        )
+    return _timed(waits)
+
+
+def _timed(waits: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Seconds of each, without gradients, the second of two runs."""
+    import torch
+
     result = {}
     for name, wait in waits.items():
         for _ in range(2):

@@ -45,6 +45,12 @@ ABOUT = {
         'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
         "Kinds, colours and places come back; faces do not, and limbs are soft. See notebook 02.",
     ),
+    "mllm": (
+        "Multimodal language model, pre-trained",
+        "Reads pictures and draws visual embeddings, which the de-tokenizer turns into pictures.",
+        'SeedX.from_artifacts(mllm="{folder}", vit=…, sdxl=…, adapter=…)  # seedx_lite.pipelines.assistant',
+        "It knows the forms of its training: captions, questions, detections. It takes no instructions yet.",
+    ),
 }
 RECORDS = {  # stage: record and its entries that a card shows
     "vit": ("vit", ("retrieval", "reading", "probe")),
@@ -53,6 +59,7 @@ RECORDS = {  # stage: record and its entries that a card shows
     "reader": ("reader", ("reader",)),
     "reader_2": ("reader", ("reader_2",)),
     "detokenizer-stage1": ("detokenizer_stage1", ("summary", "read")),
+    "mllm": ("mllm_main", ("captions", "detection", "drawing")),
 }
 SHOWN = ("f1", "colour", "pose", "background", "position_error")
 

@@ -29,6 +29,7 @@ TRAININGS = {
         "detokenizer": ("detokenizer", "stage1", "the de-tokenizer, stage 1: pictures from visual embeddings"),
         "detokenizer-unpooled": ("detokenizer", "stage1_unpooled", "the same from all embeddings of the ViT"),
         "detokenizer-edits": ("detokenizer", "stage2", "the de-tokenizer, stage 2: with a condition image"),
+        "mllm": ("mllm", "mllm", "the multimodal language model: reads and draws visual embeddings"),
     },
 }
 EVALUATIONS = {  # what is measured, and the stages whose artifacts that needs, as (group, stage)
@@ -41,6 +42,7 @@ EVALUATIONS = {  # what is measured, and the stages whose artifacts that needs, 
         "what survives reconstruction, beside baselines and ceilings",
         ("vit", "sdxl", "reader", "reader_2"),
     ),
+    "mllm": ("what the language model reads in pictures, and what it draws", ("vit", "sdxl", "reader")),
 }
 
 
@@ -110,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("picture", help="a picture file")
 
     command = _stage(top, "bench", _bench, "measure how fast every stage trains and draws on this machine")
-    command.add_argument("--only", nargs="+", help="some of vit vae unet detokenizer llama reader reader_2 (all)")
+    command.add_argument("--only", nargs="+", help="some of vit vae unet detokenizer llama mllm reader reader_2 (all)")
     command.add_argument("--steps", type=int, default=12, help="steps of each training (12)")
     command.add_argument("--out", help="where to write the JSON (runs/<preset>/bench.json)")
 
@@ -176,7 +178,7 @@ def _train(args) -> None:
 
 def _evaluate(args) -> None:
     preset = load_preset(args.preset, args.overrides)
-    from seedx_lite.evaluation import calibration, detokenizer, features, language_model, text_to_image
+    from seedx_lite.evaluation import calibration, detokenizer, features, language_model, mllm, text_to_image
 
     folders = {name: _run("pretrain", name, preset, args) for name in EVALUATIONS[args.target][1]}
     if args.target == "reader":
@@ -193,6 +195,10 @@ def _evaluate(args) -> None:
         path = text_to_image.compare_pilots(preset, made, args.seed, runs=args.runs)
     elif args.target == "llama":
         path = language_model.evaluate(folders["llama"], args.runs)
+    elif args.target == "mllm":
+        reader, folders["adapter"] = folders.pop("reader"), _run("train", "detokenizer", preset, args)
+        folders["mllm"] = _run("train", "mllm", preset, args)
+        path = mllm.evaluate(preset, folders, reader, seed=args.seed, runs=args.runs)
     else:
         readers = {name: folders.pop(name) for name in ("reader", "reader_2")}
         folders["adapter"] = _run("train", "detokenizer", preset, args)

@@ -129,6 +129,23 @@ class LLMConfig:
 
 
 @dataclass(frozen=True)
+class MLLMConfig:
+    """What `ContinuousLVLM` has beside its language model; LoRA as the official code has it."""
+
+    heads: int  # of both resamplers
+    input_tokens: int = 64  # positions that a picture takes which is read, a square number
+    lora_r: int = 32
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    files: dict[str, float] = field(default_factory=dict)  # files or folders of own samples: share of the training
+
+    def __post_init__(self):
+        square = math.isqrt(max(self.input_tokens, 0)) ** 2
+        _require(square == self.input_tokens > 0, f"mllm.input_tokens={self.input_tokens}: expected a square, like 64")
+        _require(sum(self.files.values()) < 0.9, f"mllm.files={self.files}: expected shares that sum to less than 0.9")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Number of scenes in each split."""
 
@@ -216,6 +233,7 @@ class TrainingConfigs:
     reader: TrainConfig
     reader_2: TrainConfig
     llama: TrainConfig | None = None
+    mllm: TrainConfig | None = None
     vit_dense: TrainConfig | None = None  # goes on where `vit` ended, with frozen text encoders
     sdxl_words: TrainConfig | None = None  # goes on where `sdxl` ended, with a lesson on words
     detokenizer_edits: TrainConfig | None = None  # stage 2: goes on where `detokenizer` ended, with condition images
@@ -242,6 +260,7 @@ class Preset:
     text_to_image: TextToImageConfig = field(default_factory=TextToImageConfig)
     n_embeddings: int = 64  # N, the visual embeddings that are left after pooling
     llm: LLMConfig | None = None
+    mllm: MLLMConfig | None = None
     ablation_seeds: int = 5  # of each variant in an ablation, at most
 
     def __post_init__(self):
@@ -277,6 +296,25 @@ class Preset:
             "output1_dim": self.text_encoder.hidden_size,
             "output2_dim": self.text_encoder_2.hidden_size,
         }
+
+    @property
+    def mllm_kwargs(self) -> dict[str, Any]:
+        """Arguments of `ContinuousLVLMConfig`, but for the ids of the tokenizer. Raises ValueError for a preset without
+        `llm` or `mllm`, and for a number of embeddings that is no square, as the output resampler's queries are."""
+        for key, value in (("llm", self.llm), ("mllm", self.mllm)):
+            _require(value is not None, f"preset {self.name} has no `{key}`; give its entries")
+        grid, n = math.isqrt(self.n_embeddings), self.n_embeddings
+        _require(grid**2 == n, f"n_embeddings={n}: the language model draws a square number, like 64 or 256")
+        inner, outer, heads = self.llm.hidden_size, self.vit.output_dim, self.mllm.heads
+        into = {"grid_size": math.isqrt(self.mllm.input_tokens), "embed_dim": inner, "kv_dim": outer}
+        out = {"grid_size": grid, "embed_dim": outer, "kv_dim": inner}
+        resamplers = {"input_resampler": into | {"num_heads": heads}, "output_resampler": out | {"num_heads": heads}}
+        return {"llm": asdict(self.llm), **resamplers}
+
+    @property
+    def lora_kwargs(self) -> dict[str, Any]:
+        """Arguments of `ContinuousLVLM.add_lora`."""
+        return {"r": self.mllm.lora_r, "lora_alpha": self.mllm.lora_alpha, "lora_dropout": self.mllm.lora_dropout}
 
 
 def load_preset(name_or_path: str | Path = "lite", overrides: Iterable[str] = ()) -> Preset:

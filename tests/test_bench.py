@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from seedx_lite.bench import TRAININGS, _train_once, bench
+from seedx_lite.bench import TRAININGS, _train_once, bench, measure_drawing
 from seedx_lite.presets import load_preset
 from seedx_lite.training.loop import _count_flops
 
@@ -32,6 +32,14 @@ def test_bench_of_one_training(tmp_path, capsys):
     assert 0 <= measured["data_seconds"] <= measured["seconds_per_step"] and 0.05 < measured["peak_memory_gb"] < 8
     assert sum(measured["profile"].values()) == pytest.approx(1, abs=0.01) and measured["profile"]["convolution"] > 0
     assert "reader" in capsys.readouterr().out
+
+
+def test_one_pass_is_no_slower_than_token_by_token():
+    """Bug: the two draw another number of embeddings, or the single pass is none."""
+    times = measure_drawing("smoke", [])
+    assert len(times) == 4
+    for n in (64, 256):
+        assert 0 < times[f"8 × {n} embeddings in one pass"] < times[f"8 × {n} embeddings token by token"]
 
 
 def test_a_training_that_is_unknown_or_fails_is_told(capsys):

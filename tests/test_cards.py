@@ -14,7 +14,7 @@ from seedx_lite.training.reader import reader
 def test_every_shipped_stage_has_a_card():
     """Bug: a new stage is shipped, and nothing says what it is."""
     assert set(ABOUT) == set(RECORDS) == set(STAGES)
-    assert {*TRAININGS["pretrain"], "detokenizer-stage1"} == set(STAGES)
+    assert {*TRAININGS["pretrain"], "detokenizer-stage1", "mllm"} == set(STAGES)
 
 
 def test_a_card_tells_what_was_measured(tmp_path):

@@ -65,6 +65,7 @@ def test_bad_command_line(capsys, argv, message):
         (["pretrain", "vit"], "vit", "vit"),
         (["pretrain", "sdxl"], "foundations", "sdxl"),
         (["train", "detokenizer"], "detokenizer", "stage1"),
+        (["train", "mllm"], "mllm", "mllm"),
     ],
 )
 def test_training_commands_pass_everything_on(capsys, monkeypatch, command, module, function):
@@ -108,7 +109,8 @@ def test_reproduce_passes_parameters(capsys, monkeypatch, tmp_path):
     first, second = calls
     assert first[0] == ("notebooks", tmp_path / "runs/lite", {})
     assert trained.pop(0) == "looked", "a slip shows before the training, not hours later"
-    stages = ("vit", "sdxl", "llama", "reader", "reader_2", "detokenizer", "detokenizer-unpooled", "detokenizer-edits")
+    stages = ["vit", "sdxl", "llama", "reader", "reader_2"]
+    stages += ["detokenizer", "detokenizer-unpooled", "detokenizer-edits", "mllm"]
     assert trained == [(name, True) for name in stages], "once, in their order"
     given = {"preset": "smoke", "scenes": 3, "names": ["a", "b"]}
     assert second == (("notebooks", tmp_path / "runs/smoke", given), {"only": "00"})

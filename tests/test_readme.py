@@ -104,6 +104,7 @@ def test_table_of_sizes(name):
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
+    from seedx_lite.models.mllm import ContinuousLVLM, ContinuousLVLMConfig
     from seedx_lite.models.resamplers import ResamplerXLV2
     from seedx_lite.models.vit import VisionTransformerWithAttnPool
 
@@ -119,6 +120,8 @@ def test_table_of_sizes(name):
     assert f"{resampler.depth} layers, {latents}" in rows["de-tokenizer resampler"]
     assert f"{preset.unet.sample_size}×{preset.unet.sample_size}×4" in rows["U-Net"]
     assert f"factor {preset.vae.factor}" in rows["VAE"]
+    llm = f"width {preset.llm.hidden_size}, {preset.llm.num_hidden_layers} layers, {preset.llm.vocab_size:,} tokens"
+    assert llm in rows["language model"]
     assert f"{preset.image_size} px" in rows["pictures"]
     with torch.device("meta"):
         models = {
@@ -126,6 +129,7 @@ def test_table_of_sizes(name):
             "de-tokenizer resampler": ResamplerXLV2(**preset.resampler_kwargs),
             "U-Net": UNet2DConditionModel(**preset.unet_kwargs),
             "VAE": AutoencoderKL(**preset.vae.kwargs),
+            "language model": ContinuousLVLM(ContinuousLVLMConfig(**preset.mllm_kwargs)),
         }
     for row, model in models.items():
         stated = re.search(r"([\d,.]+) M\b", rows[row])[1].replace(",", "")

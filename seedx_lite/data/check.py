@@ -43,17 +43,22 @@ def detect(path: str | Path) -> str | None:
     return None
 
 
+def data_files(path: str | Path) -> list[Path]:
+    """Every `*.jsonl` and `*.tar` below a folder, but no hidden ones; a file is itself."""
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    below = {file.relative_to(path) for ending in ("jsonl", "tar") for file in path.rglob(f"*.{ending}")}
+    return [path / name for name in sorted(below) if not any(part.startswith(".") for part in name.parts)]
+
+
 def check(path: str | Path, images: str | Path | None = None) -> Report:
     """Check a jsonl file, a tar, or every `*.jsonl` and `*.tar` below a folder (not hidden ones), in any of the three
     formats: every line is parsed and every picture decoded. Bad data raises nothing: it is all in the report. Pictures
     are named relative to the folder `images`, by default that of each jsonl file."""
-    path, result = Path(path), Report()
-    files = [path]
-    if path.is_dir():
-        below = {file.relative_to(path) for ending in ("jsonl", "tar") for file in path.rglob(f"*.{ending}")}
-        files = [path / name for name in sorted(below) if not any(part.startswith(".") for part in name.parts)]
-        if not files:
-            report(result.problems, path, "nothing to check; expected *.jsonl or *.tar in this folder or below")
+    result, files = Report(), data_files(path)
+    if not files:
+        report(result.problems, path, "nothing to check; expected *.jsonl or *.tar in this folder or below")
     for file in files:
         try:
             _check_file(file, result, images)

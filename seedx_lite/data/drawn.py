@@ -32,7 +32,7 @@ POSE_CLASSES = ("none", *POSES)
 EMPHASIS = 4.0  # how much more a thing counts than background, see `thing_weights`
 Size = tuple[int, int]  # (width, height) in px
 PROCESSES, CHUNK = 2, 64  # chunk: scenes handed to a process at a time
-WORDS = ("language.py", "questions.py", "edits.py")  # of the world, but not of how it looks
+WORDS = ("language.py", "captions.py", "questions.py", "edits.py")  # of the world, but not of how it looks
 
 
 @dataclass(frozen=True)

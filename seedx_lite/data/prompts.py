@@ -3,3 +3,4 @@
 
 READING = "Question: {question}\nAnswer:"
 INSTRUCTION = "[INST] {instruction} [/INST]\n"
+DESCRIBE, LOCATE = "what is there?", "what is there and where?"

@@ -20,6 +20,7 @@ from seedx_lite.world.language import DETAILS, caption, grounded_description
 from seedx_lite.world.questions import questions
 from seedx_lite.world.scene import SEED_RANGES, Scene, sample_scene
 from . import captions, conversations, edits
+from .prompts import DESCRIBE, LOCATE
 
 README = Path(__file__).with_name("samples.md")  # a template; its licence is beside it
 MANIFEST = "manifest.json"
@@ -101,9 +102,9 @@ def _conversations(folder: Path, seed: int, count: int) -> dict[str, Scene]:
         asked = questions(scene)
         turns = [(asked[i].text, asked[i].answer) for i in rng.permutation(len(asked))[: (2, 1, 1, 4)[number % 4]]]
         if number % 4 == 0:
-            turns.insert(0, ("what is there?", caption(scene, "full", rng)))
+            turns.insert(0, (DESCRIBE, caption(scene, "full", rng)))
         elif number % 4 == 1:
-            turns.insert(0, ("what is there and where?", grounded_description(scene, rng)))
+            turns.insert(0, (LOCATE, grounded_description(scene, rng)))
         samples.append(conversations.Conversation(folder / name, sum(turns, ())))
     conversations.write(folder / "train.jsonl", samples)
     return scenes

@@ -66,13 +66,41 @@ class Resampler(nn.Module):
         self.ln_q = nn.LayerNorm(embed_dim, eps=eps)
         self.ln_kv = nn.LayerNorm(embed_dim, eps=eps)
 
-    def forward(self, x: Tensor, return_attention: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """x [B, L, K] → [B, Q, D]; with `return_attention` also the weights [B, H, Q, L]."""
+    def forward(
+        self, x: Tensor, return_attention: bool = False, latents: Tensor | float = 0.0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """x [B, L, K] → [B, Q, D]; with `return_attention` also the weights [B, H, Q, L]. latents: [B, Q, D], what is
+        added to the queries."""
         value = self.ln_kv(self.kv_proj(x))  # [B, L, D]
         key = value + resize_table(self.pos_embed, x.shape[1])
-        query = (self.ln_q(self.query) + self.pos_embed).expand(len(x), -1, -1)  # [B, Q, D]
+        query = (self.ln_q(self.query + latents) + self.pos_embed).expand(len(x), -1, -1)  # [B, Q, D]
         out, weights = self.attn(query, key, value, need_weights=return_attention, average_attn_weights=False)
         return (out, weights) if return_attention else out
+
+
+class DeepResampler(nn.Module):
+    """`depth` layers of `Resampler`, each followed by a feed-forward part, with residuals: [B, L, K] → [B, Q, D]. The
+    paper compares its single layer with such a connector (§4.3, Fig. 8) and does not give the size of the latter.
+
+    width: channels inside, where they are not D; settings: arguments of `Resampler`. With a depth of 1 there is no
+    feed-forward part: a single layer that may be as large as several.
+    """
+
+    def __init__(self, embed_dim: int, depth: int = 1, width: int | None = None, ff_mult: int = 4, **settings) -> None:
+        super().__init__()
+        inner, deep = width or embed_dim, depth > 1
+        self.layers = nn.ModuleList(Resampler(embed_dim=inner, **settings) for _ in range(depth))
+        self.mlps = nn.ModuleList(feed_forward(inner, inner * ff_mult) for _ in range(depth * deep))
+        self.out_proj = nn.Identity() if inner == embed_dim else nn.Linear(inner, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, L, K] → [B, Q, D]."""
+        latents = 0.0
+        for place, layer in enumerate(self.layers):
+            latents = latents + layer(x, latents=latents)  # [B, Q, inner]
+            if self.mlps:
+                latents = latents + self.mlps[place](latents)
+        return self.out_proj(latents)
 
 
 class PerceiverAttention(nn.Module):

@@ -58,6 +58,17 @@ def build(make: Callable, config: Mapping[str, Any], source: Path) -> Any:
         raise ValueError(f"{source / CONFIG} does not fit: {error}; restore the file") from error
 
 
+def check_keys(
+    source: str | Path, name: str, missing: Collection[str], unexpected: Collection[str], reshaped: Collection[str]
+) -> None:
+    """Raises ValueError that lists the keys of `source` that do not fit a `name`, if any, and says what to do."""
+    wrong = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    if any(wrong.values()):
+        lists = [f"{what}: {', '.join(sorted(k)[:6])}" + ", …" * (len(k) > 6) for what, k in wrong.items() if k]
+        remedy = "Load it with the configuration and base model it was trained with, or train this stage again."
+        raise ValueError(f"{source} does not fit {name}. Keys {'; '.join(lists)}. {remedy}")
+
+
 def load_tensors(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, required: Collection[str] | None = None
 ) -> None:
@@ -67,11 +78,7 @@ def load_tensors(
     missing = (own.keys() if required is None else set(required)) - tensors.keys()
     shapes = {key: (list(tensors[key].shape), list(own[key].shape)) for key in own.keys() & tensors.keys()}
     reshaped = {f"{key} {there} instead of {here}" for key, (there, here) in shapes.items() if there != here}
-    wrong = {"missing": missing, "unexpected": tensors.keys() - own.keys(), "of another shape": reshaped}
-    if any(wrong.values()):
-        lists = [f"{what}: {', '.join(sorted(k)[:6])}" + ", …" * (len(k) > 6) for what, k in wrong.items() if k]
-        remedy = "Load it with the configuration and base model it was trained with, or train this stage again."
-        raise ValueError(f"{source} does not fit {type(module).__name__}. Keys {'; '.join(lists)}. {remedy}")
+    check_keys(source, type(module).__name__, missing, tensors.keys() - own.keys(), reshaped)
     module.load_state_dict(tensors, strict=False)
 
 

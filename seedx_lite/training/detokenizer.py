@@ -5,7 +5,6 @@ adds a condition image, whose latents follow the noisy ones, and trains the whol
 de-tokenizer of a comparison differs from the main model.
 """
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from torch.nn import functional as F
 
 from seedx_lite.artifacts import ensure, processes, project_path, read_manifest
 from seedx_lite.data.drawn import EMPHASIS, draw_edits
-from seedx_lite.data.formats import alone, replacing
 from seedx_lite.data.pictures import softened
 from seedx_lite.models.autoencoder import encode_pictures, read_vae
 from seedx_lite.models.detokenizer import (
@@ -29,8 +27,9 @@ from seedx_lite.models.detokenizer import (
     sdxl_time_ids,
 )
 from seedx_lite.models.resamplers import ResamplerXLV2
-from seedx_lite.models.vit import VisionTransformerWithAttnPool, embed_pictures, pool_embeddings
+from seedx_lite.models.vit import VisionTransformerWithAttnPool, pool_embeddings
 from seedx_lite.presets import Preset, TrainConfig
+from .encoded import kept, kept_embeddings
 from .foundations import sdxl, training_scenes
 from .loop import train
 from .vit import vit
@@ -114,25 +113,13 @@ class Reconstructions:
     def _encoded(self, name: str, pictures: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Latents [K, 4, h, w], and pooled embeddings, float16 [K, N, D]; both are kept in the cache of `runs`, by the
         pictures and what encodes them."""
-        seen = hashlib.sha256(np.ascontiguousarray(pictures)).hexdigest()[:12]
-        parts, device, what = self.parts, processes().device, f"{self.split}-{name}-{len(pictures)}-{seen}"
+        parts, name = self.parts, f"{self.split}-{name}"
 
-        def kept(file: str, compute: Callable[[], Tensor], **options: str) -> np.ndarray:
-            path = project_path(self.runs) / "cache" / file
-            with alone(path):
-                if not path.is_file():
-                    with replacing(path) as draft, draft.open("wb") as stream:
-                        np.save(stream, compute().cpu().numpy())
-            return np.load(path, **options)
+        def compute() -> Tensor:
+            return encode_pictures(parts.autoencoder.to(processes().device), pictures)
 
-        latents = kept(
-            f"latents-{parts.vae_id}-{what}.npy", lambda: encode_pictures(parts.autoencoder.to(device), pictures)
-        )
-        embeddings = kept(
-            f"embeddings-{parts.vit_id}-{what}-{self.n}.npy",
-            lambda: embed_pictures(parts.tower.to(device), pictures, self.n, torch.float16),
-            mmap_mode="r",
-        )
+        latents = kept(f"latents-{parts.vae_id}-{name}-{{seen}}", pictures, compute, self.runs)
+        embeddings = kept_embeddings(parts.tower, parts.vit_id, name, pictures, self.n, self.runs)
         return torch.from_numpy(latents), embeddings
 
     def batch(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ Every sentence is a function of a `Scene` and a generator, in a grammar small fo
 
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain, combinations, permutations
 
 import numpy as np
@@ -107,9 +107,14 @@ def with_article(phrase: str, article: str = "a") -> str:
 
 
 def refer(scene: Scene, thing: Thing, avoid: Sequence[str] = ()) -> str | None:
-    """The shortest phrase with `the` that fits this thing of the scene and no other; None if there is none.
+    """The first of `references`; None if there is none."""
+    return next(references(scene, thing, avoid), None)
 
-    avoid: what the phrase must not give away, any of `colour`, `place`, `pose`.
+
+def references(scene: Scene, thing: Thing, avoid: Sequence[str] = ()) -> Iterator[str]:
+    """The phrases with `the` that fit this thing of the scene and no other, the shortest first.
+
+    avoid: what a phrase must not give away, any of `colour`, `place`, `pose`.
     """
     avoid = avoid if is_place_clear(thing) else (*avoid, "place")
     allowed = [name for name in ("colour", "place", "pose") if name not in avoid]
@@ -121,8 +126,7 @@ def refer(scene: Scene, thing: Thing, avoid: Sequence[str] = ()) -> str | None:
 
     for said in chain.from_iterable(combinations(allowed, n) for n in range(len(allowed) + 1)):
         if sum(fits(other, said) for other in scene.things) == 1:
-            return noun_phrase(thing, said, "the")
-    return None
+            yield noun_phrase(thing, said, "the")
 
 
 def is_place_clear(thing: Thing) -> bool:
@@ -266,11 +270,13 @@ def grounded_description(scene: Scene, rng: Rng, marked: bool = False) -> str:
     return f"{_listed(things)}, on {GROUND_NAMES[scene.ground]} {SKY_PHRASES[scene.sky]}"
 
 
-def detections(scene: Scene) -> tuple[tuple[str, str], ...]:
-    """(prompt, answer) per thing that has a phrase: `the car [[ <box_start>` and `<loc-…>…<box_end> ]]`."""
-    pairs = []
+def detections(scene: Scene, rng: Rng = None) -> tuple[tuple[str, str], ...]:
+    """(prompt, answer) per thing that has a phrase: `the car [[ <box_start>` and `<loc-…>…<box_end> ]]`; any of its
+    phrases, or without a generator the shortest."""
+    pairs, choose = [], _choices(rng)
     for thing in scene.from_left:
-        if phrase := refer(scene, thing):
+        if phrases := list(references(scene, thing)):
+            phrase = choose.pick(phrases)
             answer = box_to_tokens(scene.box(thing)).removeprefix(BOX_START) + " ]]"
             pairs.append((DETECTION_PROMPT.format(caption=phrase), answer))
     return tuple(pairs)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from seedx_lite.models.resamplers import Resampler, ResamplerXLV2
+from seedx_lite.models.resamplers import DeepResampler, Resampler, ResamplerXLV2
 
 SIZES = {
     "dim": 16,
@@ -47,3 +47,19 @@ def test_order_of_the_tokens_is_invisible():
     tokens, pooled = model(x)
     assert tokens.shape == (1, 4, 14) and pooled.shape == (1, 6)
     assert torch.allclose(tokens, model(x.flip(1))[0], atol=1e-5)
+
+
+def test_deep_connector():
+    """Bugs: layers that all look with the same queries, or whose residual is lost; a single wide layer with a
+    feed-forward part, which would be larger than it should be."""
+    torch.manual_seed(0)
+    settings, x = {"grid_size": 2, "embed_dim": 16, "num_heads": 2, "kv_dim": 12}, torch.randn(3, 9, 12)
+    deep, wide = DeepResampler(**settings, depth=3), DeepResampler(**settings, width=24)
+    assert deep(x).shape == wide(x).shape == (3, 4, 16) and not wide.mlps
+    one = deep.layers[0](x)
+    after = one + deep.mlps[0](one)
+    for place in (1, 2):
+        after = after + deep.layers[place](x, latents=after)
+        after = after + deep.mlps[place](after)
+    assert torch.allclose(deep(x), after, atol=1e-6)
+    assert not torch.allclose(deep.layers[1](x, latents=one), deep.layers[1](x), atol=1e-3)

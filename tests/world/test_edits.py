@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from seedx_lite.world.captions import read_caption
 from seedx_lite.world.draw import render
 from seedx_lite.world.edits import EDITS, sample_edit
 from seedx_lite.world.language import words
 from seedx_lite.world.scene import COLOURS, SPLITS, is_clear, sample_scene, split_of
-from tests.world.captions import read_caption
 
 SAMPLES = [
     (split, mix, sample_edit(i, split, mix)) for split in SPLITS for mix in ("narrow", "broad") for i in range(25)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from seedx_lite.world import language
+from seedx_lite.world.captions import read_caption
 from seedx_lite.world.edits import sample_edit
 from seedx_lite.world.language import Choices
 from seedx_lite.world.questions import TOPICS, questions
 from seedx_lite.world.scene import HELD_OUT, Scene, Thing, sample_scene
-from tests.world.captions import read_caption
 
 README_SENTENCE = "a person in a red shirt waves beside a blue car on grass at sunset"
 SCENES = [sample_scene(index) for index in range(500)]

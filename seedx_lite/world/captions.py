@@ -1,11 +1,11 @@
-"""Reads captions back, so that tests can compare what they say with the scene."""
+"""Reads captions back: what a text says of a scene, to be compared with the scene."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from seedx_lite.world.language import GROUND_NAMES, PLACE_PHRASES, SKY_PHRASES, VERBS
-from seedx_lite.world.scene import COLOURS, KINDS, PLACES
+from .language import GROUND_NAMES, PLACE_PHRASES, SKY_PHRASES, VERBS
+from .scene import COLOURS, KINDS, PLACES
 
 
 @dataclass(frozen=True)

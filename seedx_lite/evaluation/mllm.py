@@ -1,0 +1,176 @@
+"""The record of the multimodal language model: what it reads in held-out scenes, what it draws from their captions.
+
+Reading is judged by the truth about a scene. Drawing is judged twice: the visual embeddings against those of the scene
+itself, and the pictures by the scene reader, beside what the same de-tokenizer draws from the scene's own embeddings.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from seedx_lite.artifacts import read_manifest
+from seedx_lite.data.drawn import scenes
+from seedx_lite.models.precision import quick_sampling
+from seedx_lite.models.scene_reader import SceneReader
+from seedx_lite.models.vit import pool_embeddings
+from seedx_lite.pipelines.assistant import SeedX
+from seedx_lite.presets import Preset
+from seedx_lite.world.captions import read_caption
+from seedx_lite.world.draw import render
+from seedx_lite.world.language import BOX_START, canonical_caption, detections, tokens_to_box
+from seedx_lite.world.questions import TOPICS, questions
+from seedx_lite.world.scene import Scene
+from .images import box_iou
+from .records import on_threads, save_record
+from .scene_reader import compare_all, read_scenes, summarise
+from .statistics import bootstrap, interval
+from .variants import GUIDANCE, STEPS
+
+RECORD = "mllm_main"
+SCENES, FREQUENT = 512, 1000  # of each split; and training scenes from which the most frequent answers are taken
+FIRST = 16  # scenes that are read and imagined again to check a record
+Told = dict[str, dict[str, float]]
+
+
+def evaluate(
+    preset: Preset, folders: Mapping[str, Path], reader: Path, seed: int = 0, count: int = SCENES, runs="runs"
+) -> Path:
+    """Measures on the first scenes of the test split, and drawing also on held-out combinations; writes the record
+    `RECORD` and returns its path. folders: those of `SeedX.from_artifacts`."""
+    began, seedx = time.perf_counter(), SeedX.from_artifacts(**folders)
+    judge, count = SceneReader.from_pretrained(reader), min(count, preset.data.test_scenes)
+    sets = {split: scenes(split, count, "narrow", preset.size) for split in ("test", "composition")}
+    shown = [render(scene) for scene in sets["test"]]
+    record: dict[str, Any] = {
+        "preset": preset.name,
+        "seed": seed,
+        "artifacts": {name: read_manifest(folder)["id"] for name, folder in {**folders, "reader": reader}.items()},
+        "scenes": count,
+        "steps": STEPS,
+        "guidance": GUIDANCE,
+        "captions": judge_captions(sets["test"], seedx.describe(shown)),
+        "questions": measure_questions(seedx, sets["test"], shown),
+        "detection": measure_detection(seedx, sets["test"], shown),
+        "drawing": {split: measure_drawing(seedx, judge, wanted, seed) for split, wanted in sets.items()},
+        "first": _first(seedx, sets["test"][:FIRST], shown[:FIRST]),
+    }
+    again = on_threads(lambda: _first(seedx, sets["test"][:FIRST], shown[:FIRST])["mse"])
+    change = max(float(np.abs(np.subtract(mse, record["first"]["mse"])).max()) for mse in again.values())
+    record |= {"tolerance": max(0.001, 3 * change), "seconds": time.perf_counter() - began}
+    return save_record(RECORD, record, runs)
+
+
+def judge_captions(wanted: Sequence[Scene], texts: Sequence[str]) -> Told:
+    """Captions read back, against their scenes. Shares of scenes: `exact` (all that a full caption tells is right),
+    `readable` (a sentence of the grammar), `sky`, `ground`; `things`: F1 of things with place, kind, colour and pose.
+    """
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for scene, text in zip(wanted, texts, strict=True):
+        try:
+            said = read_caption(text)
+        except ValueError:
+            said = None
+        true, read = Counter(scene.content[2:]), Counter(said.things if said else ())
+        told = {"exact": said is not None and said.content == scene.content, "readable": said is not None}
+        told |= {name: said is not None and getattr(said, name) == getattr(scene, name) for name in ("sky", "ground")}
+        for name, value in told.items():
+            rows.setdefault(name, []).append((value, 1))
+        rows.setdefault("things", []).append((2 * (true & read).total() / (true + read).total(), 1))
+    return {name: bootstrap(values) for name, values in rows.items()}
+
+
+def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> dict[str, Told]:
+    """Shares of right answers, by topic and in `all`, to one question of each topic about each scene: of the `model`;
+    of the same model `blind`, shown the zero picture; and of the most `frequent` answer to the topic in training."""
+    rng = np.random.default_rng(0)
+    asked = []
+    for scene, picture in zip(wanted, shown, strict=True):
+        everything = questions(scene)
+        chosen = {everything[i].topic: everything[i] for i in rng.permutation(len(everything))}
+        asked += [(question, picture) for question in chosen.values()]
+    texts, pictures = [question.text for question, _ in asked], [picture for _, picture in asked]
+    usual: dict[str, Counter[str]] = {topic: Counter() for topic in TOPICS}
+    for scene in scenes("train", FREQUENT, "narrow", (wanted[0].width, wanted[0].height)):
+        for question in questions(scene):
+            usual[question.topic][question.answer] += 1
+    answers = {
+        "model": seedx.ask(pictures, texts),
+        "blind": seedx.ask(pictures, texts, blind=True),
+        "frequent": [usual[question.topic].most_common(1)[0][0] for question, _ in asked],
+    }
+    rows: dict[str, dict[str, list[tuple[bool, int]]]] = {}
+    for name, given in answers.items():
+        for (question, _), answer in zip(asked, given, strict=True):
+            for topic in (question.topic, "all"):
+                rows.setdefault(topic, {}).setdefault(name, []).append((answer == question.answer, 1))
+    topics = [topic for topic in ("all", *TOPICS) if topic in rows]
+    return {topic: {name: bootstrap(row) for name, row in rows[topic].items()} for topic in topics}
+
+
+def measure_detection(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> Told:
+    """Of all things that have a phrase: mean `iou` with the true box, 0 where there is none; `p50`, the share with an
+    overlap of a half; `malformed`, the share of answers that are no box."""
+    asked = [
+        (picture, prompt.partition(" [[")[0], tokens_to_box(BOX_START + answer.removesuffix(" ]]")))
+        for scene, picture in zip(wanted, shown, strict=True)
+        for prompt, answer in detections(scene)
+    ]
+    pictures, phrases, boxes = zip(*asked, strict=True)
+    found = seedx.boxes(pictures, phrases)
+    overlaps = [box_iou(some[0], box) if some else 0.0 for some, box in zip(found, boxes, strict=True)]
+    return {
+        "iou": bootstrap([(overlap, 1) for overlap in overlaps]),
+        "p50": bootstrap([(overlap >= 0.5, 1) for overlap in overlaps]),
+        "malformed": bootstrap([(not some, 1) for some in found]),
+    }
+
+
+@torch.no_grad()
+def measure_drawing(seedx: SeedX, reader: SceneReader, wanted: Sequence[Scene], seed: int) -> dict[str, Told]:
+    """Drawing from full captions: `embeddings` (see `judge_embeddings`), and what the reader says of the pictures,
+    `ours` and those from the scenes' own embeddings (`ceiling`)."""
+    real, ours = _embeddings(seedx, wanted), seedx.imagine([canonical_caption(scene) for scene in wanted])
+    told = {"embeddings": judge_embeddings(ours, real)}
+    for name, embeddings in (("ours", ours), ("ceiling", real)):
+        with quick_sampling(seedx.detokenizer.device):
+            drawn = seedx.decode(embeddings, seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
+        readings = read_scenes(reader, [np.asarray(picture) for picture in drawn])
+        told[name] = summarise(compare_all(wanted, readings, by_place=True))
+        told[name].pop("position_error", None)  # captions tell no more of a place than its third
+    return told
+
+
+def judge_embeddings(predicted: Tensor, real: Tensor) -> Told:
+    """Predicted visual embeddings [B, N, K] against real ones: `mse`, `cosine` of the tokens, `unexplained` (squared
+    error over that of the mean of the real ones), `variance` (that over scenes, over that of the real ones)."""
+    error, cosine = (predicted - real).square().mean((1, 2)), F.cosine_similarity(predicted, real, dim=-1).mean(1)
+    spread, own = ((x - x.mean(0)).square().mean((1, 2)).tolist() for x in (real, predicted))
+    return {
+        "mse": interval(error.tolist()),
+        "cosine": interval(cosine.tolist()),
+        "unexplained": bootstrap(list(zip(error.tolist(), spread, strict=True))),
+        "variance": bootstrap(list(zip(own, spread, strict=True))),
+    }
+
+
+def _embeddings(seedx: SeedX, wanted: Sequence[Scene]) -> Tensor:
+    """The pooled visual embeddings of scenes, [B, N, K]."""
+    vit, n = seedx.detokenizer.vit, len(seedx.model.config.image_token_ids)
+    parts = [wanted[start : start + 64] for start in range(0, len(wanted), 64)]
+    return torch.cat([pool_embeddings(vit(vit.preprocess([render(scene) for scene in part])), n) for part in parts])
+
+
+@torch.no_grad()
+def _first(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> dict[str, Any]:
+    """What a notebook computes again: captions of some scenes, and the error of the embeddings that are imagined."""
+    ours = seedx.imagine([canonical_caption(scene) for scene in wanted])
+    errors = (ours - _embeddings(seedx, wanted)).square().mean((1, 2)).tolist()
+    return {"captions": seedx.describe(shown), "mse": errors}

@@ -1,0 +1,177 @@
+"""SEED-X as a user calls it: describe a picture, answer questions about it, find things in it, draw.
+
+Lists in, lists out; a single picture or text stands for a list of one. What the language model draws are visual
+embeddings; the de-tokenizer makes the picture.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from seedx_lite.artifacts import check_upstream
+from seedx_lite.data.layout import Layout
+from seedx_lite.data.prompts import READING
+from seedx_lite.models.generation import Generated
+from seedx_lite.models.mllm import ContinuousLVLM
+from seedx_lite.world.language import BOX_START, DETECTION_PROMPT, find_boxes
+from .detokenizer import DetokenizerPipeline
+from .processor import LVLMProcessor
+
+Pictures = Image.Image | Sequence[Image.Image]
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+T = TypeVar("T")
+BATCH = 32  # prompts at a time
+
+
+class SeedX:
+    """The language model between the vision encoder and the de-tokenizer, which holds that encoder.
+
+    Raises ValueError where the two do not fit: another number of visual embeddings, or of their channels.
+    """
+
+    def __init__(self, model: ContinuousLVLM, layout: Layout, detokenizer: DetokenizerPipeline) -> None:
+        self.model, self.processor, self.detokenizer = model.eval(), LVLMProcessor(layout), detokenizer
+        detokenizer.set_progress_bar_config(disable=True)
+        out, vit = model.config.output_resampler, detokenizer.vit.config
+        drawn = out["grid_size"] ** 2, out["embed_dim"]
+        if drawn != (reads := (vit["n_queries"] // detokenizer.config.vit_down, vit["output_dim"])):
+            told = f"the language model draws {drawn[0]} embeddings of {drawn[1]}, the de-tokenizer reads {reads[0]} of"
+            raise ValueError(f"{told} {reads[1]}; give one that was trained for the same N, on the same vision encoder")
+
+    @classmethod
+    def from_artifacts(cls, mllm: str | Path, vit: str | Path, sdxl: str | Path, adapter: str | Path) -> Self:
+        """From the folders of the stages. Raises FileNotFoundError or ValueError that names the file and what to do,
+        also where they were not trained one upon the other."""
+        check_upstream(mllm, vit)
+        return cls._read(Path(mllm), DetokenizerPipeline.from_artifacts(vit, sdxl, adapter))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read a folder of `save_pretrained`, in float32. Raises FileNotFoundError or ValueError as the parts do."""
+        return cls._read(Path(folder, "mllm"), DetokenizerPipeline.from_pretrained(Path(folder, "detokenizer")))
+
+    @classmethod
+    def _read(cls, folder: Path, detokenizer: DetokenizerPipeline) -> Self:
+        model = ContinuousLVLM.from_pretrained(folder, dtype=torch.float32)
+        config, tokenizer = model.config, PreTrainedTokenizerFast.from_pretrained(folder)
+        tokens = config.input_resampler["grid_size"] ** 2, len(config.image_token_ids)
+        settings = {"base_resolution": detokenizer.vit.image_size, "instruction": "{instruction}"}
+        layout = Layout(tokenizer, config.llm.max_position_embeddings, *tokens, **settings)
+        return cls(model, layout, detokenizer)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `mllm/` (model and tokenizer) and `detokenizer/` (a whole pipeline, with the vision encoder)."""
+        for part in (self.model, self.processor.layout.tokenizer):
+            part.save_pretrained(Path(folder, "mllm"))
+        self.detokenizer.save_pretrained(Path(folder, "detokenizer"))
+
+    # What a user asks for. All raise TypeError for something else than pictures or texts, and ValueError for words that
+    # the tokenizer does not know, what does not fit the context, and lists that are not of one length.
+
+    def describe(self, pictures: Pictures, max_new_tokens: int = 120) -> list[str]:
+        """A caption of each picture."""
+        shown = _listed(pictures, Image.Image, "pictures")
+        return self._texts([""] * len(shown), shown, max_new_tokens)
+
+    def ask(
+        self, pictures: Pictures, questions: str | Sequence[str], max_new_tokens: int = 40, blind: bool = False
+    ) -> list[str]:
+        """The answer to each question about the picture of the same place, or about the only picture. blind: every
+        picture is replaced by the zero picture, to see what the language alone would answer."""
+        asked, shown = _paired(questions, "questions", pictures)
+        return self._texts([READING.format(question=text) for text in asked], shown, max_new_tokens, blind)
+
+    def detect(self, pictures: Pictures, phrases: str | Sequence[str]) -> list[list[Box]]:
+        """The boxes of what each phrase ("the red car") means in its picture, in px; none where what the model says is
+        no box. `draw_boxes` shows them."""
+        asked, shown = _paired(phrases, "phrases", pictures)
+        sizes = [picture.size for picture in shown]
+        return [
+            [tuple(side * length for side, length in zip(box, 2 * size, strict=True)) for box in boxes or ()]
+            for boxes, size in zip(self.boxes(shown, asked), sizes, strict=True)
+        ]
+
+    def boxes(self, pictures: Pictures, phrases: str | Sequence[str]) -> list[tuple[Box, ...] | None]:
+        """As `detect`, but as fractions of width and height, and None where what the model says is no box."""
+        asked, shown = _paired(phrases, "phrases", pictures)
+        answers = self._texts([DETECTION_PROMPT.format(caption=phrase) for phrase in asked], shown, 12)
+        return [_boxes(BOX_START + answer) for answer in answers]
+
+    def draw(self, texts: str | Sequence[str], seed: int = 0, **settings) -> list[Image.Image]:
+        """A picture of each text; `settings` are further arguments of the de-tokenizer pipeline."""
+        return self.decode(self.imagine(texts), seed, **settings)
+
+    def decode(self, embeddings: Tensor, seed: int = 0, **settings) -> list[Image.Image]:
+        """A picture of each row of visual embeddings [B, N, K]. The noise depends on its place and `seed` only."""
+        noise = [torch.Generator().manual_seed(1_000_000 * seed + place) for place in range(len(embeddings))]
+        return self.detokenizer(embeddings.to(self.detokenizer.device), generator=noise, **settings).images
+
+    def imagine(self, texts: str | Sequence[str]) -> Tensor:
+        """The visual embeddings that the language model predicts for each text: [B, N, K]."""
+        asked = _listed(texts, str, "texts to draw from; `ask` and `describe` take pictures")
+        answers = self._generated(asked, None, len(self.model.config.chain) - 1, draw=True)
+        return torch.stack([answer.pictures[0] for answer in answers])
+
+    # Parts
+
+    def _texts(
+        self, texts: Sequence[str], pictures: Sequence[Image.Image], most: int, blind: bool = False
+    ) -> list[str]:
+        answers, tokenizer = self._generated(texts, pictures, most, blind=blind), self.processor.layout.tokenizer
+        kept = ([token for token in answer.text_ids if token != tokenizer.eos_token_id] for answer in answers)
+        return [tokenizer.decode(ids).strip() for ids in kept]
+
+    @torch.no_grad()
+    def _generated(
+        self, texts: Sequence[str], pictures: Sequence[Image.Image] | None, most: int, draw=False, blind=False
+    ) -> list[Generated]:
+        answers, vit = [], self.detokenizer.vit
+        for start in range(0, len(texts), BATCH):
+            part = slice(start, start + BATCH)
+            shown = None if pictures is None else [[picture] for picture in pictures[part]]
+            batch: dict[str, Any] = self.processor(texts[part], shown, draw)
+            pixels = batch.pop("pixel_values")
+            batch = {name: None if value is None else value.to(self.model.device) for name, value in batch.items()}
+            if pixels is not None:
+                embeds = vit.zero_embeddings().expand(len(pixels), -1, -1) if blind else vit(pixels.to(vit.proj))
+                batch["image_embeds"] = embeds.to(self.model.device)
+            answers += self.model.generate(**batch, max_new_tokens=most)
+        return answers
+
+
+def draw_boxes(picture: Image.Image, boxes: Sequence[Box], colour: str = "red") -> Image.Image:
+    """A copy of the picture with the outlines of boxes in px."""
+    shown = picture.convert("RGB").copy()
+    for box in boxes:
+        ImageDraw.Draw(shown).rectangle([round(side) for side in box], outline=colour)
+    return shown
+
+
+def _boxes(text: str) -> tuple[Box, ...] | None:
+    try:
+        return find_boxes(text)
+    except ValueError:
+        return None
+
+
+def _listed(given: T | Sequence[T], kind: type[T], what: str) -> list[T]:
+    items = [given] if isinstance(given, kind) else list(given) if isinstance(given, Sequence) else [given]
+    if wrong := sorted({type(item).__name__ for item in items if not isinstance(item, kind)}):
+        raise TypeError(f"got {', '.join(wrong)}, expected {what}")
+    if not items:
+        raise ValueError(f"an empty list; give one or more {what}")
+    return items
+
+
+def _paired(texts: str | Sequence[str], what: str, pictures: Pictures) -> tuple[list[str], list[Image.Image]]:
+    """As many pictures as texts, or one for all."""
+    asked, shown = _listed(texts, str, what), _listed(pictures, Image.Image, "pictures; `draw` takes text alone")
+    shown = shown * len(asked) if len(shown) == 1 else shown
+    if len(shown) != len(asked):
+        raise ValueError(f"{len(asked)} {what} and {len(shown)} pictures; give one picture for each, or one for all")
+    return asked, shown

@@ -1,0 +1,235 @@
+"""Pre-training of the multimodal language model (paper §3.3 and appendix B; its code was never released).
+
+One corpus of scenes, told as captions in both orders, questions, descriptions with boxes and detections, teaches it to
+read and to draw: cross-entropy on the words, and squared error to the pooled visual embeddings of what is drawn. An
+`MLLMVariant` says in what one model of a comparison differs from the main model.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
+
+from seedx_lite.artifacts import ensure, processes, project_path, read_manifest
+from seedx_lite.data.check import data_files
+from seedx_lite.data.collate import collate
+from seedx_lite.data.corpora import DRAWN, FORMS, Corpus, Files, Mixture, Scenes
+from seedx_lite.data.layout import IGNORED, Layout, Sample
+from seedx_lite.data.tokenizer import IMAGE_TOKENS, llm_tokenizer
+from seedx_lite.models.mllm import ContinuousLVLM, ContinuousLVLMConfig
+from seedx_lite.models.vit import VisionTransformerWithAttnPool, pool_embeddings
+from seedx_lite.presets import Preset, TrainConfig
+from .detokenizer import half_folder
+from .encoded import kept_embeddings
+from .llama import llama
+from .loop import train
+from .vit import vit
+
+WIDE = 0.06  # share of scenes twice as wide as high, which are read in two squares and as a whole
+WINDOW = 16  # steps whose samples are sorted, see `Batches`
+STANDARD = 2048  # pictures of which the scale of targets is taken
+CONNECTORS = ("one_layer", "deep", "wide")  # a flow-matching head would be another, with a loss of its own
+
+
+@dataclass(frozen=True)
+class MLLMVariant:
+    """What one model of a comparison has otherwise than the preset says (None: as it says)."""
+
+    n: int | None = None  # visual embeddings that are drawn
+    standardise: bool = False  # targets of mean 0 and deviation 1 in each channel: pooling to fewer shrinks them
+    connector: str = "one_layer"  # between hidden states and embeddings; or four layers, or one of as many parameters
+    learning_rate: float | None = None
+
+    def __post_init__(self):
+        if self.connector not in CONNECTORS:
+            raise ValueError(f"connector={self.connector!r}: expected one of {', '.join(CONNECTORS)}")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What is otherwise than in the main model, by name."""
+        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default}
+
+    def adjusted(self, config: TrainConfig) -> TrainConfig:
+        """A training with the learning rate of the variant."""
+        return replace(config, learning_rate=self.learning_rate) if self.learning_rate else config
+
+    def settings(self, preset: Preset) -> dict[str, Any]:
+        """Arguments of `ContinuousLVLMConfig`, but for what `new_model` knows. Raises ValueError as
+        `Preset.mllm_kwargs` does."""
+        told = replace(preset, n_embeddings=self.n or preset.n_embeddings).mllm_kwargs
+        if self.connector == "deep":
+            told["output_resampler"] |= {"depth": 4}
+        elif self.connector == "wide":  # 4 (4 K² + K D + 8 K² + N K) parameters there, 4 W² + W (D + N + K) here
+            k, d, heads = preset.vit.output_dim, preset.llm.hidden_size, preset.mllm.heads
+            n = told["output_resampler"]["grid_size"] ** 2
+            linear, deep = d + n + k, 4 * (12 * k * k + k * d + n * k)
+            width = (math.sqrt(linear**2 + 16 * deep) - linear) / 8
+            told["output_resampler"] |= {"width": 4 * heads * round(width / (4 * heads))}
+        return told
+
+
+def new_layout(preset: Preset, variant: MLLMVariant = MLLMVariant()) -> Layout:
+    """How samples of pre-training are laid out: texts as they are, in one of the forms of `prompts.py`."""
+    tokens = preset.llm.max_position_embeddings, preset.mllm.input_tokens, variant.n or preset.n_embeddings
+    return Layout(llm_tokenizer(), *tokens, base_resolution=preset.vit.image_size, instruction="{instruction}")
+
+
+def new_model(
+    preset: Preset,
+    layout: Layout,
+    seed: int,
+    llama_folder: Path | None = None,
+    variant: MLLMVariant = MLLMVariant(),
+    **settings: Any,
+) -> ContinuousLVLM:
+    """An untrained model with LoRA around the language model in a folder, or around an untrained one. Everything but
+    the output resampler starts the same for all variants of a seed. settings: more of `ContinuousLVLMConfig`."""
+    ids = layout.tokenizer.convert_tokens_to_ids
+
+    def made(variant: MLLMVariant) -> ContinuousLVLM:
+        torch.manual_seed(seed)
+        told = variant.settings(preset) | {"boi_token_id": ids("<img>"), "eoi_token_id": ids("</img>")} | settings
+        told |= {"image_token_ids": ids(list(IMAGE_TOKENS[: layout.output_tokens]))}
+        if llama_folder is None:
+            return ContinuousLVLM(ContinuousLVLMConfig(**told))
+        return ContinuousLVLM.from_llm(llama_folder, **{key: value for key, value in told.items() if key != "llm"})
+
+    model, shared = made(variant), made(MLLMVariant()).state_dict()
+    model.load_state_dict({k: v for k, v in shared.items() if not k.startswith("output_resampler.")}, strict=False)
+    torch.manual_seed(seed)
+    return model.add_lora(**preset.lora_kwargs)
+
+
+class Batches:
+    """Batches of a mixture, with the visual embeddings of all pictures, which are computed once.
+
+    The samples of `WINDOW` steps are sorted by the squares of their pictures, and else left in their order, so that few
+    steps have wide pictures, and all others little padding. Processes share out a step: together they see what one
+    alone would.
+    """
+
+    def __init__(
+        self,
+        preset: Preset,
+        layout: Layout,
+        tower: VisionTransformerWithAttnPool,
+        vit_id: str,
+        runs: str | Path,
+        seed: int = 0,
+        split: str = "train",
+    ):
+        cache, side, files = project_path(runs) / "cache", preset.image_size, preset.mllm.files
+        count = preset.data.train_scenes if split == "train" else preset.data.validation_scenes
+        corpora: dict[str, Corpus] = {
+            "narrow": Scenes(layout, count, (side, side), split, cache),
+            "wide": Scenes(layout, max(1, count // 12), (2 * side, side), split, cache),
+        }
+        weights = {"narrow": 1 - WIDE - sum(files.values()), "wide": WIDE}
+        for path, share in files.items():
+            corpora[path], weights[path] = Files(layout, project_path(path)), share
+        self.mixture, self.pad = Mixture(corpora, weights, seed), layout.tokenizer.pad_token_id
+        self._window = lru_cache(maxsize=1)(self._sorted)
+        self.tables = {}  # by corpus [P, T, K]
+        for name, corpus in corpora.items():
+            called = f"{split}-" + re.sub(r"\W", "_", name)
+            self.tables[name] = kept_embeddings(tower, vit_id, called, corpus.squares, preset.vit.n_queries, runs)
+
+    def scale(self, n: int) -> dict[str, list[float]]:
+        """Mean and deviation of each channel of embeddings pooled to `n`, as `ContinuousLVLMConfig` takes them."""
+        pooled = pool_embeddings(torch.from_numpy(self.tables["narrow"][:STANDARD].astype(np.float32)), n).flatten(0, 1)
+        return {"target_mean": pooled.mean(0).tolist(), "target_std": pooled.std(0).tolist()}
+
+    def at(self, step: int, size: int) -> dict[str, Tensor | None]:
+        """Arguments of `ContinuousLVLM.forward`, padded to the longest."""
+        team, (window, place) = processes(), divmod(step, WINDOW)
+        made = self._window(window, size * team.num_processes)[place][team.process_index :: team.num_processes]
+        batch = collate([sample for _, sample, _ in made], self.pad)
+        embeds = np.concatenate([self.tables[name][list(rows)] for name, _, rows in made])
+        return batch | {"image_embeds": torch.from_numpy(embeds).float()}
+
+    def _sorted(self, window: int, size: int) -> list[list[tuple[str, Sample, Sequence[int]]]]:
+        """The samples of each of the steps of a window, `size` of all processes together."""
+        numbers = range(window * WINDOW * size, (window + 1) * WINDOW * size)
+        made = sorted(map(self.mixture.sample, numbers), key=lambda one: len(one[2]))
+        order = np.random.default_rng([self.mixture.seed, window]).permutation(WINDOW)
+        return [made[i * size : (i + 1) * size] for i in order]
+
+
+def balanced_loss(model: ContinuousLVLM, batch: dict[str, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch such that its mean over processes is that of all their samples together: each process counts
+    by its share of the labels, and of the pictures that are drawn. Logged are the parts, likewise of all."""
+    out = model(**batch)
+    counts = torch.stack([(batch["labels"][:, 1:] != IGNORED).sum(), batch["embeds_gen_mask"].sum()]).float()
+    lm_share, rec_share = counts / reduce(counts, "mean").clamp(min=1e-6)  # all 1 in a process alone, or 0 of nothing
+    parts = {"lm": lm_share * out.lm_loss, "rec": rec_share * out.rec_loss}
+    loss = model.config.lm_loss_scale * parts["lm"] + model.config.rec_loss_scale * parts["rec"]
+    return loss, {name: reduce(part.detach().clone(), "mean") for name, part in parts.items()}
+
+
+def train_mllm(
+    model: ContinuousLVLM, batches: Batches, config: TrainConfig, seed: int, folder: Path, half: Path | None = None
+) -> None:
+    """Trains what of `model` is to be trained; `folder` gets training.json and the checkpoint, and `half` the weights
+    after half of the steps."""
+
+    def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor | None]:
+        return batches.at(step, config.batch_size)
+
+    def loss_of(model: nn.Module, batch: dict[str, Tensor | None], generator: torch.Generator) -> tuple[Tensor, dict]:
+        return balanced_loss(model, batch)
+
+    visits: dict[int, Callable[[], None]] = {}
+    if half:
+        visits[config.steps // 2] = lambda: model.save_pretrained(half)
+    about = {"seed": seed, "title": "multimodal language model", "visits": visits}
+    train(model, batch_at, loss_of, config, folder, **about).save(folder / "training.json")
+
+
+def mllm(
+    preset: Preset,
+    seed: int = 0,
+    retrain: bool = False,
+    runs: str | Path = "runs",
+    variant: MLLMVariant = MLLMVariant(),
+    cell: str | None = None,
+    config: TrainConfig | None = None,
+) -> Path:
+    """Trains LoRA, both resamplers, token embeddings and head, position vectors and norms; returns the folder, which
+    holds model and tokenizer. variant, cell, config: as in `training.detokenizer.stage1`.
+
+    Raises ValueError for a preset without `training.mllm`, and as `Preset.mllm_kwargs` does.
+    """
+    if (config := config or preset.training.mllm) is None:
+        raise ValueError(f"preset {preset.name} has no `training.mllm`; give its entries")
+    settings, config = variant.settings(preset), variant.adjusted(config)
+    upstream = [stage(preset, seed if cell is None else 0, runs=runs) for stage in (vit, llama)]
+
+    def build(folder: Path) -> None:
+        layout, tower = new_layout(preset, variant), VisionTransformerWithAttnPool.from_pretrained(upstream[0])
+        batches = Batches(preset, layout, tower, read_manifest(upstream[0])["id"], runs, seed)
+        scale = batches.scale(layout.output_tokens) if variant.standardise else {}
+        model = new_model(preset, layout, seed, upstream[1], variant, **scale)
+        train_mllm(model, batches, config, seed, folder, half=cell and half_folder(preset, cell, seed, runs))
+        model.to("cpu").save_pretrained(folder)
+        layout.tokenizer.save_pretrained(folder)
+
+    recipe = {"mllm": asdict(preset.mllm), "output_resampler": settings["output_resampler"], "training": config.recipe}
+    recipe |= {"forms": FORMS, "drawn": DRAWN, "wide": WIDE, "scenes": preset.data.train_scenes}
+    recipe |= {"standardise": True} if variant.standardise else {}
+    recipe["files"] = {path: _hash(project_path(path)) for path in preset.mllm.files}
+    about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": upstream}
+    return ensure(cell or "mllm", build, **about, retrain=retrain, runs=runs)
+
+
+def _hash(path: Path) -> str:
+    """Of the lines and tars below a folder; not of the pictures that lines name."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in data_files(path))).hexdigest()[:12]

@@ -1,0 +1,183 @@
+"""Pre-training of the language model: what is trained, on what, and by how many processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seedx_lite.artifacts import read_manifest
+from seedx_lite.data.collate import collate
+from seedx_lite.models.mllm import ContinuousLVLM
+from seedx_lite.models.resamplers import Resampler
+from seedx_lite.models.vit import VisionTransformerWithAttnPool, embed_pictures, pool_embeddings
+from seedx_lite.presets import load_preset
+from seedx_lite.training import mllm as stage
+from seedx_lite.training.mllm import Batches, MLLMVariant, mllm, new_layout, new_model
+
+SMOKE = load_preset("smoke", ["data.train_scenes=24"])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def batches(runs):
+    torch.manual_seed(0)
+    tower = VisionTransformerWithAttnPool(**vars(SMOKE.vit)).eval()
+    return Batches(SMOKE, new_layout(SMOKE), tower, "untrained", runs)
+
+
+def test_the_stage_trains_what_it_should(runs):
+    """Bugs: frozen matrices that move, and embeddings, norms or resamplers that do not."""
+    folder = mllm(SMOKE, runs=runs)
+    trained, layout = ContinuousLVLM.from_pretrained(folder), new_layout(SMOKE)
+    start = new_model(SMOKE, layout, 0, runs / "smoke" / "llama-seed0")
+    before, after = start.state_dict(), trained.state_dict()
+    moved = {name for name in after if not torch.equal(before[name], after[name])}
+    assert moved == {name for name, p in start.named_parameters() if p.requires_grad}
+    assert {"patch_pos_embed", "input_resampler.query", "output_resampler.query"} < moved
+    told = json.loads((folder / "training.json").read_text())
+    assert {"lm", "rec"} <= told["history"][0].keys() and read_manifest(folder)["upstream"].keys() == {"vit", "llama"}
+    last = told["history"][-1]
+    assert last["loss"] == pytest.approx(last["lm"] + 6 * last["rec"], rel=1e-5)
+    with pytest.raises(ValueError, match=r"no `training\.mllm`"):
+        mllm(load_preset("smoke", ["training.mllm=null"]), runs=runs)
+
+
+def test_embeddings_are_those_of_the_pictures(batches):
+    """Bug: rows of another corpus, or of another picture, so that captions and pictures do not belong together."""
+    tower = VisionTransformerWithAttnPool(**vars(SMOKE.vit)).eval()
+    tower.load_state_dict(batches_tower(batches))
+    for step in range(4):
+        batch = batches.at(step, 4)
+        assert len(batch["image_embeds"]) == len(batch["embeds_cmp_mask"]) == len(batch["patch_positions"])
+        made = batches._window(step // stage.WINDOW, 4)[step % stage.WINDOW]
+        squares = [batches.mixture.corpora[name].squares[row] for name, _, rows in made for row in rows]
+        assert torch.allclose(batch["image_embeds"], embed_pictures(tower, np.stack(squares)), atol=2e-3)
+        wanted = collate([sample for _, sample, _ in made], batches.pad)
+        assert torch.equal(batch["input_ids"], wanted["input_ids"])
+
+
+def batches_tower(batches):
+    torch.manual_seed(0)
+    return VisionTransformerWithAttnPool(**vars(SMOKE.vit)).state_dict()
+
+
+def test_every_sample_of_a_window_comes_once(batches):
+    """Bug: sorting loses samples, or repeats them from step to step."""
+    numbers = range(4 * stage.WINDOW, 8 * stage.WINDOW)
+    expected = [batches.mixture.sample(number) for number in numbers]
+    steps = batches._window(1, 4)
+    assert sorted(str(one) for step in steps for one in step) == sorted(map(str, expected))
+    assert sum(len({len(rows) for *_, rows in step}) > 1 for step in steps) <= 1, "wide pictures are in few steps"
+
+
+def test_own_files_are_mixed_in(runs, tmp_path):
+    """Bug: own samples are read and then left out of the mixture, or a change in them is not noticed."""
+    from seedx_lite.data.samples import build
+
+    own = build(tmp_path / "own", count=4)
+    preset = load_preset("smoke", ["data.train_scenes=24", "training.mllm.steps=2", "name=own"])
+    preset = stage.replace(preset, mllm=stage.replace(preset.mllm, files={str(own): 0.3}))
+    folder = mllm(preset, runs=runs)
+    assert read_manifest(folder)["config"]["files"].keys() == {str(own)}
+    (own / "conversations" / "train.jsonl").open("a").write("\n")
+    with pytest.raises(ValueError, match=r"another configuration \(files"):
+        mllm(preset, runs=runs)
+
+
+def test_variants_share_their_start(runs):
+    """Bug: another connector draws other random numbers, so that variants of a seed differ in more than it."""
+    main = new_model(SMOKE, new_layout(SMOKE), 3).state_dict()
+    for variant in (MLLMVariant(n=256), MLLMVariant(connector="deep"), MLLMVariant(connector="wide")):
+        model = new_model(SMOKE, new_layout(SMOKE, variant), 3, variant=variant)
+        own = model.state_dict()
+        for name, tensor in main.items():
+            if not name.startswith("output_resampler."):
+                assert torch.equal(own[name], tensor), name
+        assert len(model.config.image_token_ids) == (variant.n or 64)
+    assert not torch.equal(
+        new_model(SMOKE, new_layout(SMOKE), 4).state_dict()["patch_pos_embed"], main["patch_pos_embed"]
+    )
+
+
+def test_connectors_are_of_one_size():
+    """Bug: four layers win, or lose, by their parameters."""
+    lite = load_preset("lite", ["llm.num_hidden_layers=1"])
+    sizes = {}
+    for connector in stage.CONNECTORS:
+        variant = MLLMVariant(connector=connector)
+        model = new_model(lite, new_layout(lite, variant), 0, variant=variant)
+        sizes[connector] = sum(p.numel() for p in model.output_resampler.parameters())
+        assert (type(model.output_resampler) is Resampler) == (connector == "one_layer")
+    assert sizes["wide"] == pytest.approx(sizes["deep"], rel=0.05) and sizes["deep"] > 4 * sizes["one_layer"]
+    with pytest.raises(ValueError, match="expected one of one_layer, deep, wide"):
+        MLLMVariant(connector="flow")
+
+
+def test_standardised_targets(batches):
+    """Bug: targets are scaled in the loss, and what is drawn is not scaled back."""
+    scale = batches.scale(64)
+    real = pool_embeddings(torch.from_numpy(np.array(batches.tables["narrow"])).float(), 64)
+    layout = new_layout(SMOKE)
+    model = new_model(SMOKE, layout, 0, **scale).eval()
+    plain = new_model(SMOKE, layout, 0).eval()
+    batch = next(b for b in map(lambda step: batches.at(step, 4), range(20)) if b["embeds_gen_mask"].any())
+    out, target = model(**batch), pool_embeddings(batch["image_embeds"][batch["embeds_gen_mask"]], 64)
+    mean, std = torch.tensor(scale["target_mean"]), torch.tensor(scale["target_std"])
+    assert torch.allclose(((real - mean) / std).flatten(0, 1).std(0), torch.ones(32), atol=1e-3)
+    wanted = (out.image_embeds - (target - mean) / std).square().mean()
+    assert out.rec_loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    prompt = torch.tensor([[1, 9, model.config.boi_token_id]])
+    one, other = (m.generate(prompt, max_new_tokens=65)[0].pictures[0] for m in (model, plain))
+    assert torch.allclose(one, other * std + mean, atol=1e-5)
+
+
+def test_two_processes_have_the_losses_of_one(tmp_path):
+    """Bug: each process divides by its own number of labels, so that losses and weights depend on the split; or both
+    see the same samples."""
+    text = f"""
+        import sys
+        sys.path.insert(0, {str(os.path.dirname(__file__))!r})
+        from test_mllm import *
+        from dataclasses import replace
+        preset = load_preset("smoke", ["data.train_scenes=24", "mllm.lora_dropout=0"])
+        torch.manual_seed(0)
+        tower = VisionTransformerWithAttnPool(**vars(preset.vit)).eval()
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        config = replace(preset.training.mllm, steps=8, batch_size=8 // world, precision="fp32")
+        layout = new_layout(preset)
+        runs = f"{tmp_path}/" + os.environ.get("RANK", "alone")
+        folder = stage.Path(runs, "made")
+        folder.mkdir(parents=True)
+        shared = folder if world == 1 else stage.Path({str(tmp_path)!r}, "shared")
+        shared.mkdir(exist_ok=True)
+        stage.train_mllm(new_model(preset, layout, 0), Batches(preset, layout, tower, "x", runs), config, 0, shared)
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    team = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    team |= {"ACCELERATE_USE_CPU": "true", "SEEDX_LITE_RUNS": str(tmp_path)}
+    command = [sys.executable, "-c", textwrap.dedent(text)]
+    started = [subprocess.Popen(command, env=os.environ | team | {"RANK": r, "LOCAL_RANK": r}) for r in "01"]
+    started.append(subprocess.Popen(command))
+    assert [process.wait(timeout=120) for process in started] == [0, 0, 0]
+    alone, together = (
+        json.loads((tmp_path / folder / "training.json").read_text()) for folder in ("alone/made", "shared")
+    )
+    assert together["samples"] == alone["samples"] == 64
+    for one, two in zip(alone["history"], together["history"], strict=True):
+        for name in ("loss", "lm", "rec", "grad_norm"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (one["step"], name)
+    weights = [load_file(tmp_path / folder / "checkpoint.safetensors") for folder in ("alone/made", "shared")]
+    names = [name for name in weights[0] if name.startswith("weights/")]
+    assert names and all(torch.allclose(weights[0][n], weights[1][n], atol=2e-3) for n in names)
