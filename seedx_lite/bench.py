@@ -55,7 +55,7 @@ def bench(
     wanted = TRAININGS if only is None else only
     if unknown := set(wanted) - set(TRAININGS):
         raise ValueError(f"bench: {', '.join(sorted(unknown))} unknown; expected some of {', '.join(TRAININGS)}")
-    peaks = {dtype: _in_process(matrix_peak, dtype) for dtype in ("float32", "bfloat16")}
+    peaks = _in_process(matrix_peaks)
     result: dict[str, Any] = {"preset": preset, "overrides": overrides, "steps": steps, "peak_flops": peaks}
     result["trainings"] = {}
     for name in wanted:
@@ -98,6 +98,15 @@ def _in_process(function: Callable, *args: Any) -> Any:
     """Calls `function(*args)` in a fresh process, so that its memory and its threads are its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # not a daemon: it may draw with others
         return pool.submit(function, *args).result()
+
+
+def matrix_peaks() -> dict[str, float]:
+    """`matrix_peak` in the dtypes that the device has units for: emulated, a product takes minutes."""
+    from seedx_lite.artifacts import processes
+    from seedx_lite.models.precision import native_bf16
+
+    capable, _ = native_bf16(processes().device)
+    return {dtype: matrix_peak(dtype) for dtype in ("float32", *["bfloat16"] * capable)}
 
 
 def matrix_peak(dtype: str, size: int | None = None, rounds: int = 8) -> float:

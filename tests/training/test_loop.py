@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import nn
 
@@ -205,7 +206,15 @@ def test_resume_that_cannot_fit_is_refused(tmp_path):
         train(nn.Linear(6, 1).requires_grad_(False), batch_at, loss_of, CONFIG, tmp_path)
 
 
-def test_bf16_and_fp32_in_one_process(tmp_path, monkeypatch):
+@pytest.fixture
+def forgetful_accelerate():
+    """Accelerate without what earlier tests, or this one, told it of the machine's precision."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+def test_bf16_and_fp32_in_one_process(tmp_path, monkeypatch, forgetful_accelerate):
     """Accelerate fixes its precision per process: the second of two runs would get that of the first."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     dtypes = []
