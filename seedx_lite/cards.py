@@ -1,6 +1,7 @@
 """Model cards: a README.md in every folder of weights that is shipped, written from what was measured."""
 
 import json
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ ABOUT = {
         'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
         "Kinds, colours and places come back; faces do not, and limbs are soft. See notebook 02.",
     ),
+    "detokenizer-stage2": (
+        "De-tokenizer, stage 2: with a condition image",
+        "The whole U-Net, which also sees the latents of a condition image, and the resampler.",
+        'pipe = DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")\n'
+        "pipe(target, condition_images=source)  # seedx_lite.pipelines.detokenizer",
+        "It was trained with edits that leave most of a picture where it is. See notebook 04.",
+    ),
     "mllm": (
         "Multimodal language model, pre-trained",
         "Reads pictures and draws visual embeddings, which the de-tokenizer turns into pictures.",
@@ -52,16 +60,17 @@ ABOUT = {
         "It knows the forms of its training: captions, questions, detections. It takes no instructions yet.",
     ),
 }
-RECORDS = {  # stage: record and its entries that a card shows
+RECORDS = {  # stage: record and its entries that a card shows, with dots between keys
     "vit": ("vit", ("retrieval", "reading", "probe")),
     "sdxl": ("text_to_image", ("test", "composition")),
     "llama": ("llama", ("full",)),
     "reader": ("reader", ("reader",)),
     "reader_2": ("reader", ("reader_2",)),
     "detokenizer-stage1": ("detokenizer_stage1", ("summary", "read")),
+    "detokenizer-stage2": ("detokenizer", ("cells.main_condition.0.sets",)),
     "mllm": ("mllm_main", ("captions", "detection", "drawing")),
 }
-SHOWN = ("f1", "colour", "pose", "background", "position_error")
+SHOWN = ("f1", "colour", "pose", "background", "position_error", "success", "outside_error")
 
 
 def write_card(folder: Path, runs: str | Path = "runs") -> Path:
@@ -94,7 +103,10 @@ def write_card(folder: Path, runs: str | Path = "runs") -> Path:
     stored = load_record(name, about["preset"], about["seed"], runs)
     if stored and about["id"] in stored["artifacts"].values():
         lines += [f"Measured on held-out scenes (record `{name}`):", ""]
-        lines += [line for entry in entries if entry in stored for line in _numbers(stored[entry], entry)] + [""]
+        for entry in entries:
+            found = reduce(lambda told, key: told.get(key, {}), entry.split("."), stored)
+            lines += _numbers(found, entry.rpartition(".")[2])
+        lines.append("")
     lines += [
         f"**Limits.** {limits}",
         "",
@@ -110,7 +122,7 @@ def _numbers(entry: dict[str, Any], title: str) -> list[str]:
     summarise scenes, only `SHOWN`."""
     plain = {key: value for key, value in entry.items() if isinstance(value, float)}
     plain |= {key: value["mean"] for key, value in entry.items() if isinstance(value, dict) and "mean" in value}
-    if "f1" in plain:
+    if {"f1", "success"} & plain.keys():
         plain = {key: plain[key] for key in SHOWN if key in plain}
     bullets = [f"- {title}: " + ", ".join(f"{key} {value:.3f}" for key, value in plain.items())] if plain else []
     for key, value in entry.items():

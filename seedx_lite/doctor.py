@@ -13,7 +13,7 @@ PYTHON = (3, 11)
 MEMORY_GB = 4.0  # what training at lite needs, with a browser open beside it
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PIN = re.compile(r"^([\w.-]+)==(\S+)", re.M)
-STAGES = ("vit", "sdxl", "llama", "reader", "reader_2", "detokenizer-stage1", "mllm")  # what comes with the project
+STAGES = ("vit", "sdxl", "llama", "reader", "reader_2", "detokenizer-stage1")  # what comes with the project
 MARKS = {"good": "✓", "note": "·", "bad": "✗"}
 
 
