@@ -1,0 +1,44 @@
+"""What is committed of the grid of de-tokenizers, whole or not: it stands on the weights of the repository, pictures
+are there, and its verdicts follow from its cells."""
+
+from dataclasses import asdict
+
+import pytest
+
+from seedx_lite import ablation
+from seedx_lite.artifacts import SHIPPED, project_path, read_manifest
+from seedx_lite.evaluation.claims import verdicts
+from seedx_lite.evaluation.records import load_record
+
+
+@pytest.fixture(scope="module")
+def record():
+    return load_record(ablation.RECORD, "lite", runs="nowhere")
+
+
+def test_cells_stand_on_the_committed_weights(record):
+    """Bug: a foundation trained again, and cells of the old one beside it."""
+    shipped = project_path(SHIPPED) / "lite"
+    for name in ("vit", "sdxl", "reader"):
+        assert record["artifacts"][name] == read_manifest(shipped / name)["id"], name
+
+
+def test_every_cell_has_its_pictures_and_its_learning_rate(record):
+    """Bugs: numbers whose pictures no one can look at; a rate that no trial chose."""
+    there = [(name, int(seed)) for name, seeds in record["cells"].items() for seed in seeds]
+    assert there and not {f"{name}/{seed}" for name, seed in there} & set(record["missing"])
+    for name, seed in there:
+        assert ablation.sheet_path(name, seed, "lite", "nowhere").is_file()
+        if name not in ablation.MAINS:
+            tried = record["rates"][name]
+            best = min(zip(tried["losses"], tried["rates"], strict=True))[1]
+            assert record["cells"][name][str(seed)]["learning_rate"] == best
+
+
+def test_verdicts_follow_from_the_cells(record):
+    """Bug: numbers of today under a verdict of yesterday."""
+    again = [asdict(one) for one in verdicts(ablation.by_contrast(record), record["ceilings"])]
+    assert [one["verdict"] for one in again] == [one["verdict"] for one in record["verdicts"]]
+    for one, stored in zip(again, record["verdicts"], strict=True):
+        if one["effect"]:
+            assert one["effect"]["low"] == pytest.approx(stored["effect"]["low"], abs=2e-4)
