@@ -103,15 +103,14 @@ class Grid:
         """The record of a cell, which is trained and measured if need be."""
         self._prepare(name)
         if (found := self._done(name, seed)) is None:
-            found = self._kept(self._record(name), seed, self._identity(name, seed), lambda: self._measured(name, seed))
+            found = self._store(self._record(name), seed, self._identity(name, seed), self._measured(name, seed))
         return found
 
     def learning_rate(self, name: str) -> float:
         """That of `RATES` with which the variant has the lowest loss on validation scenes after a short training."""
         self._prepare(name)
-        identity = self._identity(name, None)
         if (swept := self._swept(name)) is None:
-            swept = self._kept(self._rates(name), SWEEP_SEED, identity, lambda: self._sweep(name))
+            swept = self._store(self._rates(name), SWEEP_SEED, self._identity(name, None), self._sweep(name))
         return RATES[int(np.argmin(swept["losses"]))]
 
     def gather(self) -> Path:
@@ -200,12 +199,11 @@ class Grid:
             )
         return found
 
-    def _kept(self, record: str, seed: int, identity: str, make) -> dict[str, Any]:
-        if (found := self._found(record, seed, identity)) is None:
-            about = {"preset": self.preset.name, "seed": seed, "identity": identity, "tolerance": 0.0}
-            save_record(record, about | make(), self.runs)
-            found = self._found(record, seed, identity)
-        return found
+    def _store(self, record: str, seed: int, identity: str, made: dict[str, Any]) -> dict[str, Any]:
+        """Writes a record and returns it as it will be read again, with rounded numbers."""
+        about = {"preset": self.preset.name, "seed": seed, "identity": identity, "tolerance": 0.0}
+        save_record(record, about | made, self.runs)
+        return self._found(record, seed, identity)
 
     def _trained(self, seed: int, config: TrainConfig, variant: Variant, cell: str) -> Path:
         stage = detokenizer.stage2 if variant.condition else detokenizer.stage1

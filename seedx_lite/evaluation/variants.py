@@ -161,15 +161,12 @@ class Examiner:
             told[name] = judge_edits(edits, drawn, pictures, self.reader)
         return told
 
-    def strange_pairs(self, count: int) -> tuple[list[Scene], list[Scene]]:
-        """Test scenes for the embeddings, and as many others for the condition images."""
-        held = scenes("test", 2 * min(count, self.counts["test"] // 2), "narrow", self.size)
-        return held[: len(held) // 2], held[len(held) // 2 :]
-
     def measure_disagreement(self, pipe: DetokenizerPipeline, seed: int) -> list[dict[str, Any]]:
         """For each of `STRENGTHS`: scene F1 of what is drawn against the scene of the embeddings (`embeddings`) and
         against that of a condition image that has nothing to do with it (`condition`)."""
-        told_scenes, shown_scenes = self.strange_pairs(PAIRS)
+        count = min(PAIRS, self.counts["test"] // 2)
+        held = scenes("test", 2 * count, "narrow", self.size)
+        told_scenes, shown_scenes = held[:count], held[count:]
         given, shown = ([render(scene) for scene in side] for side in (told_scenes, shown_scenes))
         pictures, told = [np.asarray(picture) for picture in given], []
         for strength in STRENGTHS:
