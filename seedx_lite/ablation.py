@@ -160,7 +160,7 @@ class Grid:
         cell += [variants.STEPS, variants.CAPTION_STEPS, variants.GUIDANCE]
         if self._variant(name).condition:  # it goes on from the main model, which may have been trained anew
             started = find("detokenizer-stage1", self.preset.name, 0, self.runs)
-            cell.append(started and read_manifest(started)["id"])
+            cell += [started and read_manifest(started)["id"], detokenizer.STAGE2]
         told = [cell, seed, list(RATES), SWEEP_SHARE]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -181,6 +181,7 @@ def denoising_loss(
     drop: float = 0.1,
     condition: Tensor | None = None,
     weights: Tensor | None = None,
+    of_latents: bool = False,
 ) -> Tensor:
     """Loss of one training batch: predict what `noise_target` says, at random times.
 
@@ -191,6 +192,8 @@ def denoising_loss(
         zero_embeds: [1, N, K], pooled, of the zero picture; they replace a share `drop` of the batch, for guidance.
         condition: [B, 4, h, w], latents of condition images (zeros where there is none).
         weights: [B, 1, h, w], how much each place counts; without them all count alike, as in the official code.
+        of_latents: counts by how much the latents are missed that a prediction implies. Else low noise, where a small
+            miss of the latents is a large one of the prediction, counts most.
 
     Raises ValueError for another prediction type, and where zero_embeds and image_embeds differ in N or K.
     """
@@ -210,4 +213,7 @@ def denoising_loss(
         noisy = torch.cat([noisy, condition], dim=1)  # [B, 8, h, w]
     target = noise_target(scheduler, latents, noise, timesteps)
     errors = (adapter(noisy, timesteps, image_embeds, time_ids).float() - target.float()).square()
+    if of_latents:
+        kept = scheduler.alphas_cumprod.to(device)[timesteps][:, None, None, None]  # share of the latents in `noisy`
+        errors = errors * (1 - kept) / (kept if scheduler.config.prediction_type == "epsilon" else 1)
     return errors.mean() if weights is None else (errors * weights).mean()

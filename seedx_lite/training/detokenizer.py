@@ -35,6 +35,7 @@ from .loop import train
 from .vit import vit
 
 EDITS = 0.5  # share of stage 2's samples that have a condition image; the others are plain pictures
+STAGE2 = {"edits": EDITS, "of_latents": True, "emphasised": "what an edit leaves alone"}  # decides, too
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Reconstructions:
     more than background in the loss, as in the foundations.
     """
 
+    of_latents = False  # of `denoising_loss`
+
     def __init__(self, preset: Preset, parts: Parts, n: int, runs: str | Path, split: str = "train", soften: int = 1):
         self.n, self.parts, self.runs, self.split = n, parts, runs, split
         data = training_scenes(preset, "narrow", runs, split=split)
@@ -136,7 +139,13 @@ class Reconstructions:
 
 class EditPairs(Reconstructions):
     """Samples of stage 2: half of them scenes after an edit with the scene before it as condition image, or the other
-    way round; the others plain scenes with a condition of zeros. What an edit changes counts more in the loss."""
+    way round; the others plain scenes with a condition of zeros.
+
+    What an edit leaves alone counts more in the loss: it is to be copied, which is learned late. And it is the error of
+    the latents that counts, since what the first steps of sampling miss the later ones keep.
+    """
+
+    of_latents = True
 
     def __init__(self, preset: Preset, parts: Parts, n: int, runs: str | Path, split: str = "train"):
         super().__init__(preset, parts, n, runs, split)
@@ -147,8 +156,8 @@ class EditPairs(Reconstructions):
         ]
         self.side_latents = torch.stack([latents for latents, _ in sides])  # [2, K, 4, h, w]
         self.side_embeddings = [embeddings for _, embeddings in sides]
-        changed = torch.from_numpy(~np.asarray(edits.outside)).float()[:, None]  # [K, 1, H, W]
-        weights = 1 + (EMPHASIS - 1) * F.adaptive_avg_pool2d(changed, self.latents.shape[-1])
+        alone = torch.tensor(edits.outside, dtype=torch.float32)[:, None]  # [K, 1, H, W]
+        weights = 1 + (EMPHASIS - 1) * F.adaptive_avg_pool2d(alone, self.latents.shape[-1])
         self.edit_weights = weights / weights.mean()
 
     def batch(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -197,7 +206,7 @@ def train_adapter(
         return samples.batch(config.batch_size, generator)
 
     def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
-        return denoising_loss(model, **batch, scheduler=samples.parts.scheduler, generator=generator), {}
+        return _loss(model, samples, batch, generator), {}
 
     title = f"de-tokenizer, stage {2 if isinstance(samples, EditPairs) else 1}"
     visits: dict[int, Callable[[], None]] = {}
@@ -215,8 +224,13 @@ def validation_loss(adapter: SDXLAdapter, samples: Reconstructions, batches: int
     for number in range(batches):
         generator = torch.Generator().manual_seed(number)
         batch = samples.batch(size, generator)
-        losses.append(denoising_loss(adapter, **batch, scheduler=samples.parts.scheduler, generator=generator))
+        losses.append(_loss(adapter, samples, batch, generator))
     return float(torch.stack(losses).mean())
+
+
+def _loss(model: nn.Module, samples: Reconstructions, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+    scheduler, of_latents = samples.parts.scheduler, samples.of_latents
+    return denoising_loss(model, **batch, scheduler=scheduler, generator=generator, of_latents=of_latents)
 
 
 def half_folder(preset: Preset, cell: str, seed: int, runs: str | Path) -> Path:
@@ -296,6 +310,6 @@ def stage2(
         train_adapter(adapter, samples, config, seed, folder, half=cell and half_folder(preset, cell, seed, runs))
         adapter.save_pretrained(folder)
 
-    recipe = {"training": config.recipe, "emphasis": EMPHASIS, "edits": EDITS, "scenes": preset.data.train_scenes}
+    recipe = {"training": config.recipe, "emphasis": EMPHASIS, "scenes": preset.data.train_scenes} | STAGE2
     about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": folders}
     return ensure(cell or "detokenizer-stage2", build, **about, retrain=retrain, runs=runs)

@@ -172,6 +172,23 @@ def test_weights_say_where_an_error_counts(batch):
     assert loss(left) + loss(right) == pytest.approx(loss()) and loss(left) > 0 < loss(right)
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_loss_of_the_latents_that_a_prediction_implies(kind, batch):
+    """Bugs: a factor of the other kind of prediction, or one that depends on the time after all."""
+    scheduler, missed = DDPMScheduler(prediction_type=kind), 0.3
+
+    def off(noisy, timesteps, image_embeds, time_ids):
+        share = scheduler.alphas_cumprod[timesteps][:, None, None, None]
+        wrong = batch["latents"] + missed
+        noise = (noisy - share.sqrt() * wrong) / (1 - share).sqrt()
+        return noise if kind == "epsilon" else share.sqrt() * noise - (1 - share).sqrt() * wrong
+
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        loss = denoising_loss(off, **batch, scheduler=scheduler, generator=generator, of_latents=True)
+        assert loss.item() == pytest.approx(missed**2, rel=1e-3)
+
+
 def test_condition_latents_are_not_scaled(batch):
     """Released weights expect the raw mode of the VAE; the noisy latents are scaled."""
     vae = AutoencoderKL(block_out_channels=[4], norm_num_groups=2, scaling_factor=0.1).eval()
