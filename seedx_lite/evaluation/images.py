@@ -33,7 +33,7 @@ def _pair(*pictures: np.ndarray) -> tuple[torch.Tensor, ...]:
         raise ValueError(f"two pictures [H, W, 3] of one size expected, got {shapes[0]} and {shapes[1]}")
     if any(picture.dtype != np.uint8 for picture in pictures):
         raise ValueError(f"pictures in uint8 expected, got {' and '.join(str(p.dtype) for p in pictures)}")
-    return tuple(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].double() for picture in pictures)
+    return tuple(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() for picture in pictures)
 
 
 def mask_iou(one: np.ndarray, other: np.ndarray) -> float:

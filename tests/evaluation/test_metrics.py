@@ -25,7 +25,7 @@ def test_ssim_falls_from_one():
     assert ssim(PICTURE, PICTURE) == pytest.approx(1) and ssim(PICTURE, other) < 0.2
     flat, brighter = np.full((2, 16, 16, 3), 100, np.uint8) + np.array([0, 50], np.uint8)[:, None, None, None]
     c1 = (0.01 * 255) ** 2  # of two flat pictures only the term of the means is left
-    assert ssim(flat, brighter) == pytest.approx((2 * 100 * 150 + c1) / (100**2 + 150**2 + c1), abs=1e-4)
+    assert ssim(flat, brighter) == pytest.approx((2 * 100 * 150 + c1) / (100**2 + 150**2 + c1), abs=5e-4)
 
 
 def test_pictures_of_two_sizes_are_refused():
