@@ -104,9 +104,10 @@ def build_parser() -> argparse.ArgumentParser:
         _stage(measure, name, _evaluate, f"measure {text}", target=name)
 
     grids = _group(top, "ablate", "train and measure all variants of a part, and tell what the claims come to")
-    command = _stage(grids, "detokenizer", _ablate, "run the grid of de-tokenizers; what is done is not done again")
-    command.add_argument("--only", nargs="+", default=(), help="some of the variants (all)")
-    command.add_argument("--processes", type=int, default=1, help="cells at a time (1)")
+    for part, what in (("detokenizer", "de-tokenizers"), ("mllm", "language models that draw")):
+        command = _stage(grids, part, _ablate, f"run the grid of {what}; what is done is not done again", target=part)
+        command.add_argument("--only", nargs="+", default=(), help="some of the variants (all)")
+        command.add_argument("--processes", type=int, default=1, help="cells at a time (1)")
 
     command = _stage(top, "read", _read, "read a picture of the world back into a scene, and say what is there")
     command.add_argument("picture", help="a picture file")
@@ -208,9 +209,9 @@ def _evaluate(args) -> None:
 
 def _ablate(args) -> None:
     load_preset(args.preset, args.overrides)
-    from seedx_lite import ablation
+    from seedx_lite.ablation import grid
 
-    path = ablation.run(args.preset, args.overrides, args.runs, args.processes, args.only)
+    path = grid.run(args.target, args.preset, args.overrides, args.runs, args.processes, args.only)
     record = json.loads(path.read_text(encoding="utf-8"))
     print(*(verdict["told"] for verdict in record["verdicts"]), sep="\n")
     if record["missing"]:
@@ -266,7 +267,7 @@ def _reproduce(args) -> int:
 
 
 def _ship(args) -> None:
-    from seedx_lite.ablation import ship_sheets
+    from seedx_lite.ablation.grid import ship_sheets
     from seedx_lite.artifacts import SHIPPED, project_path, ship
     from seedx_lite.cards import write_card
     from seedx_lite.evaluation.records import ship_records

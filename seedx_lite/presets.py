@@ -239,6 +239,8 @@ class TrainingConfigs:
     detokenizer_edits: TrainConfig | None = None  # stage 2: goes on where `detokenizer` ended, with condition images
     cell: TrainConfig | None = None  # one de-tokenizer of an ablation, stage 1
     cell_edits: TrainConfig | None = None  # the same of stage 2, which goes on from the main model
+    cell_mllm: TrainConfig | None = None  # one language model of an ablation
+    cell_tuned: TrainConfig | None = None  # one tuning of the main de-tokenizer
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from seedx_lite import ablation
+from seedx_lite.ablation import detokenizer as ablation
+from seedx_lite.ablation import grid as grids
 from seedx_lite.artifacts import read_manifest
 from seedx_lite.evaluation.variants import STRENGTHS
 from seedx_lite.models.detokenizer import SDXLAdapterWithLatentImage, read_adapter
@@ -23,7 +24,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def grid(runs):
-    return ablation.Grid("smoke", runs=runs, grid=SMALL, counts=COUNTS)
+    return ablation.Cells("smoke", runs=runs, variants=SMALL, counts=COUNTS)
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +35,15 @@ def measured(grid):
 def test_cells_of_stage_2_are_of_one_main_model(grid, measured, monkeypatch):
     """Bug: cells with a condition image that stay as they were when the model they start from is trained anew."""
     names = ("n64", "condition", "main_condition")
-    before = {name: grid._identity(name, 0) for name in names}
+    before = {name: grid.identity(name, 0) for name in names}
     monkeypatch.setattr(ablation, "find", lambda *_: grid.folders["vit"])  # another model
-    assert [name for name in names if grid._identity(name, 0) != before[name]] == ["condition", "main_condition"]
+    assert [name for name in names if grid.identity(name, 0) != before[name]] == ["condition", "main_condition"]
 
 
 def test_seeds_run_side_by_side():
     grid = {"a": (Variant(), 2), "b": (Variant(), 1)}
-    assert ablation.cells(grid, most=5) == [("a", 0), ("b", 0), ("a", 1)]
-    assert ablation.cells(grid, most=1) == [("a", 0), ("b", 0)]
+    assert grids.in_turn(grid, most=5) == [("a", 0), ("b", 0), ("a", 1)]
+    assert grids.in_turn(grid, most=1) == [("a", 0), ("b", 0)]
 
 
 def test_cells_tell_of_all_sets_and_both_budgets(measured):
@@ -76,9 +77,9 @@ def test_stage_2_starts_as_stage_1(runs, measured, grid):
 
 
 def test_what_is_done_is_not_done_again(grid, measured, monkeypatch):
-    monkeypatch.setattr(grid, "_measured", None)
+    monkeypatch.setattr(grid, "measured", None)
     assert grid.cell("n64", 1) == measured["n64", 1]
-    monkeypatch.setattr(grid, "_sweep", None)
+    monkeypatch.setattr(grid, "tried", None)
     grid.gather()
     rate = grid.learning_rate("n64")
     for file in (grid.runs / "smoke" / "cells").glob("*.json"):
@@ -90,8 +91,8 @@ def test_what_is_done_is_not_done_again(grid, measured, monkeypatch):
 
 
 def test_a_stopped_grid_tells_what_is_missing(grid, measured):
-    wanted = grid.grid | {"n32": (Variant(vit_down=8), 1)}
-    path = ablation.Grid("smoke", runs=grid.runs, grid=wanted, counts=COUNTS).gather()
+    wanted = grid.variants | {"n32": (Variant(vit_down=8), 1)}
+    path = ablation.Cells("smoke", runs=grid.runs, variants=wanted, counts=COUNTS).gather()
     record = json.loads(path.read_text())
     assert record["missing"] == ["n32/0"] and record["cells"]["n64"]["1"] == measured["n64", 1]
     assert {told["verdict"] for told in record["verdicts"]} == {"unfinished"}
@@ -99,7 +100,7 @@ def test_a_stopped_grid_tells_what_is_missing(grid, measured):
 
 
 def test_cells_of_another_version_are_refused(grid, measured):
-    other = ablation.Grid("smoke", ["training.cell.steps=5"], grid.runs, SMALL, COUNTS)
+    other = ablation.Cells("smoke", ["training.cell.steps=5"], grid.runs, SMALL, COUNTS)
     with pytest.raises(ValueError, match=r"detokenizer-n64-seed0\.json is of another version of the grid"):
         other.cell("n64", 0)
 
@@ -118,12 +119,12 @@ def test_the_record_of_another_version_is_run_again(grid, measured):
 def test_several_processes_and_a_variant_of_your_own(tmp_path, capsys, monkeypatch):
     """Bugs: cells of other processes that are lost, or that all train their own foundations; the way that notebook 03
     shows for a new variant is not heard by a grid that is open already."""
-    shared = ("smoke", ["ablation_seeds=1"], tmp_path)
-    record = json.loads(ablation.run(*shared, processes=2, only=["n64", "n32"]).read_text())
+    shared = ("detokenizer", "smoke", ["ablation_seeds=1"], tmp_path)
+    record = json.loads(grids.run(*shared, processes=2, only=["n64", "n32"]).read_text())
     assert record["cells"].keys() == {"n64", "n32"} and record["cells"]["n32"]["0"]["sets"]["test"]["psnr"]["mean"] > 0
     assert "n32, seed 0: scene F1" in capsys.readouterr().out
     monkeypatch.setitem(ablation.DETOKENIZERS, "n16", (Variant(vit_down=16), 1))
-    again = json.loads(ablation.run(*shared, only=["n16"]).read_text())
+    again = json.loads(grids.run(*shared, only=["n16"]).read_text())
     assert again["cells"].keys() == {"n64", "n32", "n16"} and again["cells"]["n32"] == record["cells"]["n32"]
 
 
@@ -131,6 +132,6 @@ def test_bad_input():
     with pytest.raises(ValueError, match="goes on from the main model; leave out latents, vit_down"):
         Variant(condition=True, vit_down=1, latents=256)
     with pytest.raises(ValueError, match=re.escape("no variant n65; known are main_n64, main_n256")):
-        ablation.run("smoke", only=["n65"])
+        grids.run("detokenizer", "smoke", only=["n65"])
     with pytest.raises(ValueError, match=r"lacks `training\.cell`, `training\.cell_edits`"):
-        ablation.Grid("seedx-17b")
+        ablation.Cells("seedx-17b")

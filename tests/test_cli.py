@@ -119,10 +119,10 @@ def test_reproduce_passes_parameters(capsys, monkeypatch, tmp_path):
 def test_overrides_may_follow_a_list_of_names(capsys, monkeypatch):
     """Bug: `--only n64 ablation_seeds=2` looks for a variant of that name."""
     calls = []
-    monkeypatch.setattr("seedx_lite.ablation.run", lambda *args: calls.append(args) or 1 / 0)
+    monkeypatch.setattr("seedx_lite.ablation.grid.run", lambda *args: calls.append(args) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["--debug", "ablate", "detokenizer", "--preset", "smoke", "--only", "n64", "n32", "ablation_seeds=1"])
-    assert calls == [("smoke", ["ablation_seeds=1"], "runs", 1, ["n64", "n32"])]
+    assert calls == [("detokenizer", "smoke", ["ablation_seeds=1"], "runs", 1, ["n64", "n32"])]
 
 
 def test_debug_shows_the_traceback():

@@ -45,17 +45,24 @@ class Corpus(Protocol):
 
 class Scenes:
     """The first `count` scenes of a split, of one size in px, in the looks of the narrow mix; cache: as of
-    `draw_scenes`. Scenes that are not of one square are read, but not drawn: de-tokenizers draw squares."""
+    `draw_scenes`. forms: shares of what is made of them. Scenes that are not of one square are read, but not drawn:
+    de-tokenizers draw squares."""
 
     def __init__(
-        self, layout: Layout, count: int, size: tuple[int, int], split: str = "train", cache: str | Path | None = None
+        self,
+        layout: Layout,
+        count: int,
+        size: tuple[int, int],
+        split: str = "train",
+        cache: str | Path | None = None,
+        forms: Mapping[str, float] = FORMS,
     ):
         self.layout, self.split, self.size = layout, split, size
         self.squares = draw_scenes(split, count, "narrow", size, cache=cache).pictures
         self.each = len(layout.squares(Image.new("RGB", size)))
         if self.each > 1:
             self.squares = _stacked([Image.fromarray(picture) for picture in self.squares], layout)
-        self.shares = {form: share for form, share in FORMS.items() if self.each == 1 or form != "drawing"}
+        self.shares = {form: share for form, share in forms.items() if self.each == 1 or form != "drawing"}
 
     def __len__(self) -> int:
         return len(self.squares) // self.each

@@ -1,7 +1,7 @@
 """The record of the multimodal language model: what it reads in held-out scenes, what it draws from their captions.
 
-Reading is judged by the truth about a scene. Drawing is judged twice: the visual embeddings against those of the scene
-itself, and the pictures by the scene reader, beside what the same de-tokenizer draws from the scene's own embeddings.
+Reading is judged by the truth about a scene, drawing as in `drawing.py`, beside what the same de-tokenizer draws from
+the scene's own embeddings.
 """
 
 import time
@@ -13,25 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn import functional as F
 
 from seedx_lite.artifacts import read_manifest
 from seedx_lite.data.drawn import scenes
-from seedx_lite.models.precision import quick_sampling
 from seedx_lite.models.scene_reader import SceneReader
-from seedx_lite.models.vit import pool_embeddings
+from seedx_lite.models.vit import embed_pictures
 from seedx_lite.pipelines.assistant import SeedX
 from seedx_lite.presets import Preset
 from seedx_lite.world.captions import read_caption
-from seedx_lite.world.draw import render
 from seedx_lite.world.language import BOX_START, canonical_caption, detections, tokens_to_box
 from seedx_lite.world.questions import TOPICS, questions
 from seedx_lite.world.scene import Scene
+from .drawing import SETS, DrawingExaminer
 from .images import box_iou
 from .records import on_threads, save_record
-from .scene_reader import compare_all, read_scenes, summarise
-from .statistics import bootstrap, interval
+from .statistics import bootstrap
 from .variants import GUIDANCE, STEPS
 
 RECORD = "mllm_main"
@@ -46,9 +42,14 @@ def evaluate(
     """Measures on the first scenes of the test split, and drawing also on held-out combinations; writes the record
     `RECORD` and returns its path. folders: those of `SeedX.from_artifacts`."""
     began, seedx = time.perf_counter(), SeedX.from_artifacts(**folders)
-    judge, count = SceneReader.from_pretrained(reader), min(count, preset.data.test_scenes)
-    sets = {split: scenes(split, count, "narrow", preset.size) for split in ("test", "composition")}
-    shown = [render(scene) for scene in sets["test"]]
+    n, count = len(seedx.model.config.image_token_ids), min(count, preset.data.test_scenes)
+    judge, counts = SceneReader.from_pretrained(reader), dict.fromkeys(SETS, count)
+    examiner = DrawingExaminer(preset, {n: seedx.detokenizer}, judge, counts)
+    wanted, shown = examiner.scenes["test"], [Image.fromarray(picture) for picture in examiner.pictures["test"]]
+    drawing = {name: {"ours": told} for name, told in examiner.measure(seedx, seed).items()}
+    for name in SETS:
+        own = examiner.draw(seedx.detokenizer, examiner.real(name, n), seed)
+        drawing[name]["ceiling"] = examiner.judge(name, own)
     record: dict[str, Any] = {
         "preset": preset.name,
         "seed": seed,
@@ -56,13 +57,13 @@ def evaluate(
         "scenes": count,
         "steps": STEPS,
         "guidance": GUIDANCE,
-        "captions": judge_captions(sets["test"], seedx.describe(shown)),
-        "questions": measure_questions(seedx, sets["test"], shown),
-        "detection": measure_detection(seedx, sets["test"], shown),
-        "drawing": {split: measure_drawing(seedx, judge, wanted, seed) for split, wanted in sets.items()},
-        "first": _first(seedx, sets["test"][:FIRST], shown[:FIRST]),
+        "captions": judge_captions(wanted, seedx.describe(shown)),
+        "questions": measure_questions(seedx, wanted, shown),
+        "detection": measure_detection(seedx, wanted, shown),
+        "drawing": drawing,
+        "first": _first(seedx, wanted[:FIRST], shown[:FIRST]),
     }
-    again = on_threads(lambda: _first(seedx, sets["test"][:FIRST], shown[:FIRST])["mse"])
+    again = on_threads(lambda: _first(seedx, wanted[:FIRST], shown[:FIRST])["mse"])
     change = max(float(np.abs(np.subtract(mse, record["first"]["mse"])).max()) for mse in again.values())
     record |= {"tolerance": max(0.001, 3 * change), "seconds": time.perf_counter() - began}
     return save_record(RECORD, record, runs)
@@ -134,43 +135,9 @@ def measure_detection(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Ima
 
 
 @torch.no_grad()
-def measure_drawing(seedx: SeedX, reader: SceneReader, wanted: Sequence[Scene], seed: int) -> dict[str, Told]:
-    """Drawing from full captions: `embeddings` (see `judge_embeddings`), and what the reader says of the pictures,
-    `ours` and those from the scenes' own embeddings (`ceiling`)."""
-    real, ours = _embeddings(seedx, wanted), seedx.imagine([canonical_caption(scene) for scene in wanted])
-    told = {"embeddings": judge_embeddings(ours, real)}
-    for name, embeddings in (("ours", ours), ("ceiling", real)):
-        with quick_sampling(seedx.detokenizer.device):
-            drawn = seedx.decode(embeddings, seed, num_inference_steps=STEPS, guidance_scale=GUIDANCE)
-        readings = read_scenes(reader, [np.asarray(picture) for picture in drawn])
-        told[name] = summarise(compare_all(wanted, readings, by_place=True))
-        told[name].pop("position_error", None)  # captions tell no more of a place than its third
-    return told
-
-
-def judge_embeddings(predicted: Tensor, real: Tensor) -> Told:
-    """Predicted visual embeddings [B, N, K] against real ones: `mse`, `cosine` of the tokens, `unexplained` (squared
-    error over that of the mean of the real ones), `variance` (that over scenes, over that of the real ones)."""
-    error, cosine = (predicted - real).square().mean((1, 2)), F.cosine_similarity(predicted, real, dim=-1).mean(1)
-    spread, own = ((x - x.mean(0)).square().mean((1, 2)).tolist() for x in (real, predicted))
-    return {
-        "mse": interval(error.tolist()),
-        "cosine": interval(cosine.tolist()),
-        "unexplained": bootstrap(list(zip(error.tolist(), spread, strict=True))),
-        "variance": bootstrap(list(zip(own, spread, strict=True))),
-    }
-
-
-def _embeddings(seedx: SeedX, wanted: Sequence[Scene]) -> Tensor:
-    """The pooled visual embeddings of scenes, [B, N, K]."""
-    vit, n = seedx.detokenizer.vit, len(seedx.model.config.image_token_ids)
-    parts = [wanted[start : start + 64] for start in range(0, len(wanted), 64)]
-    return torch.cat([pool_embeddings(vit(vit.preprocess([render(scene) for scene in part])), n) for part in parts])
-
-
-@torch.no_grad()
 def _first(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> dict[str, Any]:
     """What a notebook computes again: captions of some scenes, and the error of the embeddings that are imagined."""
     ours = seedx.imagine([canonical_caption(scene) for scene in wanted])
-    errors = (ours - _embeddings(seedx, wanted)).square().mean((1, 2)).tolist()
+    pictures, n = np.stack([np.asarray(picture) for picture in shown]), ours.shape[1]
+    errors = (ours - embed_pictures(seedx.detokenizer.vit, pictures, n)).square().mean((1, 2)).tolist()
     return {"captions": seedx.describe(shown), "mse": errors}

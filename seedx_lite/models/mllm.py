@@ -6,6 +6,7 @@ Q visual embeddings that are predicted for it, V vocabulary.
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTra
 from transformers.utils import ModelOutput
 
 from .generation import Generated, generate
-from .resamplers import DeepResampler, Resampler
+from .resamplers import DeepResampler, FlowResampler, Resampler
 from .vit import pool_embeddings
 from .weights import CONFIG, check_keys
 
@@ -32,7 +33,7 @@ class ContinuousLVLMConfig(PreTrainedConfig):
         llm: a `LlamaConfig` or its entries.
         input_resampler, output_resampler: arguments of `Resampler`: T tokens of K channels → R = grid_size² of D, and
             N hidden states of D → Q = grid_size² of K. The targets are pooled to Q. With `depth` or `width` among
-            them the output resampler is a `DeepResampler`.
+            them the output resampler is a `DeepResampler`, and with `flow=True` a `FlowResampler`.
         target_mean, target_std: of the pooled targets, K each: they are standardised by these in the loss, and what is
             predicted is scaled back in generation.
         lm_loss_scale, rec_loss_scale, mse: weights of the two losses; squared error, or else cosine.
@@ -77,7 +78,7 @@ class LVLMOutput(ModelOutput):
     lm_loss: Tensor | None = None
     rec_loss: Tensor | None = None
     last_hidden_state: Tensor | None = None  # [B, L, D]
-    image_embeds: Tensor | None = None  # [pictures that are drawn, Q, K], predicted
+    image_embeds: Tensor | None = None  # [pictures that are drawn, Q, K], predicted; not by flow matching
 
 
 class ContinuousLVLM(PreTrainedModel):
@@ -97,8 +98,10 @@ class ContinuousLVLM(PreTrainedModel):
         super().__init__(config)
         self.llm = LlamaForCausalLM(config.llm)
         self.input_resampler = Resampler(**config.input_resampler)
-        deep = {"depth", "width"} & config.output_resampler.keys()
-        self.output_resampler = (DeepResampler if deep else Resampler)(**config.output_resampler)
+        out = dict(config.output_resampler)
+        self.flow = out.pop("flow", False)
+        kind = FlowResampler if self.flow else DeepResampler if {"depth", "width"} & out.keys() else Resampler
+        self.output_resampler = kind(**out)
         if config.add_patch_pos:
             width = config.llm.hidden_size
             self.patch_pos_embed = nn.Parameter(torch.randn(4, width) / width**0.5)
@@ -180,11 +183,13 @@ class ContinuousLVLM(PreTrainedModel):
         else:
             target = pool_embeddings(image_embeds[embeds_gen_mask], queries).detach()  # [M drawn, Q, K]
             drawn = _per_picture(hidden[ids_gen_mask], len(target))  # [M drawn, N, D]
-        predicted = self.output_resampler(drawn)
         if self.config.target_mean is not None:
             mean, std = self._target_scale(target)
             target = (target - mean) / std
-        if self.config.mse:
+        predicted = None if self.flow else self.output_resampler(drawn)
+        if self.flow:
+            errors = self.output_resampler.errors(drawn.float(), target.float())
+        elif self.config.mse:
             errors = (predicted.float() - target.float()).square()
         else:
             errors = 1 - F.cosine_similarity(predicted.float(), target.float(), dim=-1)
@@ -199,6 +204,7 @@ class ContinuousLVLM(PreTrainedModel):
         attention_mask: Tensor | None = None,
         max_new_tokens: int = 120,
         force_image: bool = False,
+        generator: torch.Generator | None = None,
         **shown: Tensor | None,
     ) -> list[Generated]:
         """The most likely answer to each prompt; see `generation.generate`, which tells of the errors.
@@ -207,16 +213,18 @@ class ContinuousLVLM(PreTrainedModel):
             input_ids, attention_mask: [B, L], padded on the left. A prompt that ends with `<img>` is drawn at once.
             max_new_tokens: per prompt, the tokens of pictures included.
             force_image: a prompt that is answered without a picture gets one after the text.
+            generator: of the noise that flow matching begins with; regression has none.
             shown: what the prompts show, as in `embed`: image_embeds, embeds_cmp_mask, ids_cmp_mask, patch_positions.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = self.embed(input_ids, **shown), attention_mask, input_ids[:, -1].tolist()
         limits = {"max_new_tokens": max_new_tokens, "force_image": force_image, "official": self.config.official}
-        return generate(self.llm, self._draw, *prompts, self.config.chain, **limits)
+        return generate(self.llm, partial(self._draw, generator=generator), *prompts, self.config.chain, **limits)
 
-    def _draw(self, hidden: Tensor) -> Tensor:
+    def _draw(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Hidden states [·, N, D] → visual embeddings [·, Q, K], on the scale of the vision encoder."""
-        predicted = self.output_resampler(hidden)
+        resampler = self.output_resampler
+        predicted = resampler.draw(hidden, generator) if self.flow else resampler(hidden)
         if self.config.target_mean is None:
             return predicted
         mean, std = self._target_scale(predicted)

@@ -9,6 +9,7 @@ Axes: B batch, L incoming tokens, Q queries, K channels of the incoming tokens, 
 import math
 
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -126,6 +127,53 @@ def feed_forward(dim: int, hidden: int) -> nn.Sequential:
     """Pre-norm, exact GELU, no biases: [B, Q, D] → [B, Q, D]."""
     up, down = nn.Linear(dim, hidden, bias=False), nn.Linear(hidden, dim, bias=False)
     return nn.Sequential(nn.LayerNorm(dim), up, nn.GELU(), down)
+
+
+class FlowResampler(nn.Module):
+    """Visual embeddings drawn from noise by flow matching (arXiv 2210.02747), in place of one prediction: SEED-X
+    regresses to their mean; later models (BLIP3-o, arXiv 2505.09568) do this.
+
+    On the straight way from noise to embeddings, `noisy` = (1 - time) · noise + time · embeddings, it tells the
+    velocity, embeddings - noise. Arguments as of `Resampler`; the queries of `depth` layers attend over the hidden
+    states and over each other.
+    """
+
+    def __init__(
+        self, grid_size: int, embed_dim: int, num_heads: int, kv_dim: int | None = None, depth: int = 1, ff_mult=4
+    ) -> None:
+        super().__init__()
+        self.register_buffer("pos_embed", sincos_table(grid_size, embed_dim))
+        self.kv_proj = nn.Linear(kv_dim or embed_dim, embed_dim, bias=False)
+        self.noisy_proj = nn.Linear(embed_dim, embed_dim)
+        self.time_mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
+        sizes, hidden = (embed_dim, embed_dim // num_heads, num_heads), embed_dim * ff_mult
+        layers = ((PerceiverAttention(*sizes), feed_forward(embed_dim, hidden)) for _ in range(depth))
+        self.layers = nn.ModuleList(map(nn.ModuleList, layers))
+        self.out = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim))
+
+    def forward(self, x: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """x [B, L, K], noisy [B, Q, D], time [B] in 0..1 → velocity [B, Q, D]."""
+        told = get_timestep_embedding(1000 * time, noisy.shape[2]).to(noisy)  # [B, D]
+        latents = self.noisy_proj(noisy) + self.pos_embed + self.time_mlp(told)[:, None]
+        context = self.kv_proj(x) + resize_table(self.pos_embed, x.shape[1])
+        for attention, mlp in self.layers:
+            latents = latents + attention(context, latents)
+            latents = latents + mlp(latents)
+        return self.out(latents)
+
+    def errors(self, x: Tensor, target: Tensor) -> Tensor:
+        """Squared errors of the velocity [B, Q, D] for embeddings `target` of about unit size, at random times."""
+        noise, time = torch.randn_like(target), torch.rand(len(target)).to(target)
+        share = time[:, None, None]
+        return (self(x, (1 - share) * noise + share * target, time) - (target - noise)).square()
+
+    @torch.no_grad()
+    def draw(self, x: Tensor, generator: torch.Generator | None = None, steps: int = 25) -> Tensor:
+        """Embeddings [B, Q, D] for hidden states x [B, L, K], in so many equal steps."""
+        noisy = torch.randn(len(x), *self.pos_embed.shape, generator=generator).to(x)
+        for step in range(steps):
+            noisy = noisy + self(x, noisy, noisy.new_full((len(x),), step / steps)) / steps
+        return noisy
 
 
 class AttentionPool(nn.Module):

@@ -104,17 +104,19 @@ class SeedX:
 
     def draw(self, texts: str | Sequence[str], seed: int = 0, **settings) -> list[Image.Image]:
         """A picture of each text; `settings` are further arguments of the de-tokenizer pipeline."""
-        return self.decode(self.imagine(texts), seed, **settings)
+        return self.decode(self.imagine(texts, seed), seed, **settings)
 
     def decode(self, embeddings: Tensor, seed: int = 0, **settings) -> list[Image.Image]:
         """A picture of each row of visual embeddings [B, N, K]. The noise depends on its place and `seed` only."""
         noise = [torch.Generator().manual_seed(1_000_000 * seed + place) for place in range(len(embeddings))]
         return self.detokenizer(embeddings.to(self.detokenizer.device), generator=noise, **settings).images
 
-    def imagine(self, texts: str | Sequence[str]) -> Tensor:
-        """The visual embeddings that the language model predicts for each text: [B, N, K]."""
+    def imagine(self, texts: str | Sequence[str], seed: int = 0) -> Tensor:
+        """The visual embeddings that the language model predicts for each text: [B, N, K]. seed: of the noise that a
+        connector with flow matching begins with; regression has none."""
         asked = _listed(texts, str, "texts to draw from; `ask` and `describe` take pictures")
-        answers = self._generated(asked, None, len(self.model.config.chain) - 1, draw=True)
+        noise = torch.Generator().manual_seed(seed)
+        answers = self._generated(asked, None, len(self.model.config.chain) - 1, draw=True, generator=noise)
         return torch.stack([answer.pictures[0] for answer in answers])
 
     # Parts
@@ -128,7 +130,13 @@ class SeedX:
 
     @torch.no_grad()
     def _generated(
-        self, texts: Sequence[str], pictures: Sequence[Image.Image] | None, most: int, draw=False, blind=False
+        self,
+        texts: Sequence[str],
+        pictures: Sequence[Image.Image] | None,
+        most: int,
+        draw: bool = False,
+        blind: bool = False,
+        generator: torch.Generator | None = None,
     ) -> list[Generated]:
         answers, vit = [], self.detokenizer.vit
         for start in range(0, len(texts), BATCH):
@@ -140,7 +148,7 @@ class SeedX:
             if pixels is not None:
                 embeds = vit.zero_embeddings().expand(len(pixels), -1, -1) if blind else vit(pixels.to(vit.proj))
                 batch["image_embeds"] = embeds.to(self.model.device)
-            answers += self.model.generate(**batch, max_new_tokens=most)
+            answers += self.model.generate(**batch, max_new_tokens=most, generator=generator)
         return answers
 
 

@@ -6,7 +6,7 @@ de-tokenizer of a comparison differs from the main model.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,14 +32,15 @@ from seedx_lite.presets import Preset, TrainConfig
 from .encoded import kept, kept_embeddings
 from .foundations import sdxl, training_scenes
 from .loop import train
+from .variation import Variation
 from .vit import vit
 
 EDITS = 0.5  # share of stage 2's samples that have a condition image; the others are plain pictures
 STAGE2 = {"edits": EDITS, "of_latents": True, "emphasised": "what an edit leaves alone"}  # decides, too
 
 
-@dataclass(frozen=True)
-class Variant:
+@dataclass(frozen=True, kw_only=True)
+class Variant(Variation):
     """What one de-tokenizer of a comparison has otherwise than the preset says (None: as it says)."""
 
     vit_down: int | None = None  # tokens that are averaged to one visual embedding
@@ -47,7 +48,6 @@ class Variant:
     full_ft: bool = False  # trains the whole U-Net, not keys and values alone
     soften: int = 1  # poorer data: training pictures of so many times fewer pixels a side, scaled up again
     condition: bool = False  # stage 2 with a condition image, from the main model of stage 1
-    learning_rate: float | None = None
 
     def __post_init__(self):
         fixed = sorted(self.changes.keys() - {"condition", "learning_rate"}) if self.condition else []
@@ -63,15 +63,6 @@ class Variant:
     def resampler(self, preset: Preset) -> dict[str, int]:
         """Arguments of `ResamplerXLV2`."""
         return preset.resampler_kwargs | ({"num_queries": self.latents} if self.latents else {})
-
-    @property
-    def changes(self) -> dict[str, Any]:
-        """What is otherwise than in the main model, by name."""
-        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default}
-
-    def adjusted(self, config: TrainConfig) -> TrainConfig:
-        """A training with the learning rate of the variant."""
-        return replace(config, learning_rate=self.learning_rate) if self.learning_rate else config
 
 
 class Parts(NamedTuple):
@@ -109,9 +100,14 @@ class Reconstructions:
         data = training_scenes(preset, "narrow", runs, split=split)
         shown = softened(data.pictures, soften) if soften > 1 else data.pictures
         self.latents, self.embeddings = self._encoded(f"soft{soften}" if soften > 1 else "narrow", shown)
-        self.weights, self.time_ids = data.weights, sdxl_time_ids(preset.image_size)
+        self.weights = data.weights
+        self._shared(preset)
+
+    def _shared(self, preset: Preset) -> None:
+        """What all samples have in common."""
+        self.time_ids = sdxl_time_ids(preset.image_size)
         with torch.no_grad():
-            self.zero = pool_embeddings(parts.tower.zero_embeddings(), n).cpu()  # [1, N, D]
+            self.zero = pool_embeddings(self.parts.tower.zero_embeddings(), self.n).cpu()  # [1, N, D]
 
     def _encoded(self, name: str, pictures: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Latents [K, 4, h, w], and pooled embeddings, float16 [K, N, D]; both are kept in the cache of `runs`, by the

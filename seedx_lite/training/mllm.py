@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,42 +32,36 @@ from .detokenizer import half_folder
 from .encoded import kept_embeddings
 from .llama import llama
 from .loop import train
+from .variation import Variation
 from .vit import vit
 
 WIDE = 0.06  # share of scenes twice as wide as high, which are read in two squares and as a whole
 WINDOW = 16  # steps whose samples are sorted, see `Batches`
 STANDARD = 2048  # pictures of which the scale of targets is taken
-CONNECTORS = ("one_layer", "deep", "wide")  # a flow-matching head would be another, with a loss of its own
+CONNECTORS = ("one_layer", "deep", "wide", "flow", "deep_flow")
 
 
-@dataclass(frozen=True)
-class MLLMVariant:
+@dataclass(frozen=True, kw_only=True)
+class MLLMVariant(Variation):
     """What one model of a comparison has otherwise than the preset says (None: as it says)."""
 
     n: int | None = None  # visual embeddings that are drawn
     standardise: bool = False  # targets of mean 0 and deviation 1 in each channel: pooling to fewer shrinks them
-    connector: str = "one_layer"  # between hidden states and embeddings; or four layers, or one of as many parameters
-    learning_rate: float | None = None
+    connector: str = "one_layer"  # between hidden states and embeddings; or four layers, or one of as many parameters;
+    # or flow matching in place of regression, with one layer or four
 
     def __post_init__(self):
         if self.connector not in CONNECTORS:
             raise ValueError(f"connector={self.connector!r}: expected one of {', '.join(CONNECTORS)}")
 
-    @property
-    def changes(self) -> dict[str, Any]:
-        """What is otherwise than in the main model, by name."""
-        return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default}
-
-    def adjusted(self, config: TrainConfig) -> TrainConfig:
-        """A training with the learning rate of the variant."""
-        return replace(config, learning_rate=self.learning_rate) if self.learning_rate else config
-
     def settings(self, preset: Preset) -> dict[str, Any]:
         """Arguments of `ContinuousLVLMConfig`, but for what `new_model` knows. Raises ValueError as
         `Preset.mllm_kwargs` does."""
         told = replace(preset, n_embeddings=self.n or preset.n_embeddings).mllm_kwargs
-        if self.connector == "deep":
+        if "deep" in self.connector:
             told["output_resampler"] |= {"depth": 4}
+        if "flow" in self.connector:
+            told["output_resampler"] |= {"flow": True}
         elif self.connector == "wide":  # 4 (4 K² + K D + 8 K² + N K) parameters there, 4 W² + W (D + N + K) here
             k, d, heads = preset.vit.output_dim, preset.llm.hidden_size, preset.mllm.heads
             n = told["output_resampler"]["grid_size"] ** 2
@@ -114,7 +108,7 @@ class Batches:
 
     The samples of `WINDOW` steps are sorted by the squares of their pictures, and else left in their order, so that few
     steps have wide pictures, and all others little padding. Processes share out a step: together they see what one
-    alone would.
+    alone would. drawing: nothing but captions to draw from, as in the cells of an ablation.
     """
 
     def __init__(
@@ -126,14 +120,16 @@ class Batches:
         runs: str | Path,
         seed: int = 0,
         split: str = "train",
+        drawing: bool = False,
     ):
-        cache, side, files = project_path(runs) / "cache", preset.image_size, preset.mllm.files
+        cache, side = project_path(runs) / "cache", preset.image_size
+        files, forms = ({}, {"drawing": 1.0}) if drawing else (preset.mllm.files, FORMS)
         count = preset.data.train_scenes if split == "train" else preset.data.validation_scenes
-        corpora: dict[str, Corpus] = {
-            "narrow": Scenes(layout, count, (side, side), split, cache),
-            "wide": Scenes(layout, max(1, count // 12), (2 * side, side), split, cache),
-        }
-        weights = {"narrow": 1 - WIDE - sum(files.values()), "wide": WIDE}
+        corpora: dict[str, Corpus] = {"narrow": Scenes(layout, count, (side, side), split, cache, forms)}
+        weights = {"narrow": 1 - WIDE - sum(files.values())}
+        if not drawing:
+            corpora["wide"] = Scenes(layout, max(1, count // 12), (2 * side, side), split, cache)
+            weights["wide"] = WIDE
         for path, share in files.items():
             corpora[path], weights[path] = Files(layout, project_path(path)), share
         self.mixture, self.pad = Mixture(corpora, weights, seed), layout.tokenizer.pad_token_id
@@ -194,6 +190,14 @@ def train_mllm(
     train(model, batch_at, loss_of, config, folder, **about).save(folder / "training.json")
 
 
+@torch.no_grad()
+def validation_loss(model: ContinuousLVLM, batches: Batches, steps: int = 8, size: int = 32) -> float:
+    """The training's loss on other samples, which are the same for every model, as is the noise of flow matching."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return float(np.mean([model(**batches.at(step, size)).loss.item() for step in range(steps)]))
+
+
 def mllm(
     preset: Preset,
     seed: int = 0,
@@ -204,7 +208,7 @@ def mllm(
     config: TrainConfig | None = None,
 ) -> Path:
     """Trains LoRA, both resamplers, token embeddings and head, position vectors and norms; returns the folder, which
-    holds model and tokenizer. variant, cell, config: as in `training.detokenizer.stage1`.
+    holds model and tokenizer. variant, cell, config: as in `training.detokenizer.stage1`; cells learn to draw alone.
 
     Raises ValueError for a preset without `training.mllm`, and as `Preset.mllm_kwargs` does.
     """
@@ -215,7 +219,7 @@ def mllm(
 
     def build(folder: Path) -> None:
         layout, tower = new_layout(preset, variant), VisionTransformerWithAttnPool.from_pretrained(upstream[0])
-        batches = Batches(preset, layout, tower, read_manifest(upstream[0])["id"], runs, seed)
+        batches = Batches(preset, layout, tower, read_manifest(upstream[0])["id"], runs, seed, drawing=cell is not None)
         scale = batches.scale(layout.output_tokens) if variant.standardise else {}
         model = new_model(preset, layout, seed, upstream[1], variant, **scale)
         train_mllm(model, batches, config, seed, folder, half=cell and half_folder(preset, cell, seed, runs))
@@ -223,9 +227,11 @@ def mllm(
         layout.tokenizer.save_pretrained(folder)
 
     recipe = {"mllm": asdict(preset.mllm), "output_resampler": settings["output_resampler"], "training": config.recipe}
-    recipe |= {"forms": FORMS, "drawn": DRAWN, "wide": WIDE, "scenes": preset.data.train_scenes}
+    recipe |= {"drawn": DRAWN, "scenes": preset.data.train_scenes}
     recipe |= {"standardise": True} if variant.standardise else {}
-    recipe["files"] = {path: _hash(project_path(path)) for path in preset.mllm.files}
+    if cell is None:
+        recipe |= {"forms": FORMS, "wide": WIDE}
+        recipe["files"] = {path: _hash(project_path(path)) for path in preset.mllm.files}
     about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": upstream}
     return ensure(cell or "mllm", build, **about, retrain=retrain, runs=runs)
 

@@ -10,7 +10,8 @@ import torch
 from seedx_lite.artifacts import read_manifest
 from seedx_lite.data.drawn import scenes
 from seedx_lite.evaluation import mllm as record_of
-from seedx_lite.evaluation.mllm import judge_captions, judge_embeddings, measure_detection, measure_questions
+from seedx_lite.evaluation.drawing import judge_embeddings
+from seedx_lite.evaluation.mllm import judge_captions, measure_detection, measure_questions
 from seedx_lite.presets import load_preset
 from seedx_lite.training.detokenizer import stage1
 from seedx_lite.training.mllm import mllm
@@ -97,13 +98,15 @@ def test_record(tmp_path, monkeypatch):
     folders |= {name: tmp_path / "smoke" / f"{name}-seed0" for name in ("vit", "sdxl")}
     judge = reader(preset, runs=tmp_path)
     monkeypatch.setattr(record_of, "FREQUENT", 20)
-    record = json.loads(record_of.evaluate(preset, folders, judge, count=4, runs=tmp_path).read_text())
+    record = json.loads(record_of.evaluate(preset, folders, judge, count=6, runs=tmp_path).read_text())
     assert record["artifacts"]["mllm"] == read_manifest(folders["mllm"])["id"] and len(record["artifacts"]) == 5
     for split in ("test", "composition"):
         told = record["drawing"][split]
-        assert told.keys() == {"embeddings", "ours", "ceiling"} and "position_error" not in told["ours"]
+        assert told.keys() == {"ours", "ceiling"} and "position_error" not in told["ours"]
+        assert {"f1", "coverage"} <= told["ceiling"].keys() and {"mse", "f1"} <= told["ours"].keys()
+    assert record["drawing"]["prompts"]["ours"]["spread"]["mean"] >= 1
     seedx = record_of.SeedX.from_artifacts(**folders)
-    wanted = scenes("test", 4, size=preset.size)
+    wanted = scenes("test", 6, size=preset.size)
     again = record_of._first(seedx, wanted, [render(scene) for scene in wanted])
     assert again["captions"] == record["first"]["captions"]
     assert np.allclose(again["mse"], record["first"]["mse"], atol=record["tolerance"])

@@ -5,7 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-from seedx_lite import ablation
+from seedx_lite.ablation.detokenizer import MAINS, Cells
+from seedx_lite.ablation.grid import sheet_path
 from seedx_lite.artifacts import SHIPPED, project_path, read_manifest
 from seedx_lite.evaluation.claims import verdicts
 from seedx_lite.evaluation.records import load_record
@@ -13,7 +14,7 @@ from seedx_lite.evaluation.records import load_record
 
 @pytest.fixture(scope="module")
 def record():
-    return load_record(ablation.RECORD, "lite", runs="nowhere")
+    return load_record(Cells.record, "lite", runs="nowhere")
 
 
 def test_cells_stand_on_the_committed_weights(record):
@@ -28,8 +29,8 @@ def test_every_cell_has_its_pictures_and_its_learning_rate(record):
     there = [(name, int(seed)) for name, seeds in record["cells"].items() for seed in seeds]
     assert there and not {f"{name}/{seed}" for name, seed in there} & set(record["missing"])
     for name, seed in there:
-        assert ablation.sheet_path(name, seed, "lite", "nowhere").is_file()
-        if name not in ablation.MAINS:
+        assert sheet_path(Cells.record, name, seed, "lite", "nowhere").is_file()
+        if name not in MAINS:
             tried = record["rates"][name]
             best = min(zip(tried["losses"], tried["rates"], strict=True))[1]
             assert record["cells"][name][str(seed)]["learning_rate"] == best
@@ -37,7 +38,7 @@ def test_every_cell_has_its_pictures_and_its_learning_rate(record):
 
 def test_verdicts_follow_from_the_cells(record):
     """Bug: numbers of today under a verdict of yesterday."""
-    again = [asdict(one) for one in verdicts(ablation.by_contrast(record), record["ceilings"])]
+    again = [asdict(one) for one in verdicts(Cells.by_contrast(record), record["ceilings"], Cells.claims)]
     assert [one["verdict"] for one in again] == [one["verdict"] for one in record["verdicts"]]
     for one, stored in zip(again, record["verdicts"], strict=True):
         if one["effect"]:

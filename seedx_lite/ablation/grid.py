@@ -1,0 +1,297 @@
+"""Ablation grids: every cell, a variant trained with a seed, is trained, measured and kept; verdicts follow from all.
+
+    python -m seedx_lite ablate detokenizer
+
+A grid may be stopped at any time and goes on with what is missing. All cells stand on the foundations of seed 0; the
+seed of a cell sets data order, noise and initialisation, alike for all variants.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from seedx_lite.artifacts import project_path, read_manifest
+from seedx_lite.data.formats import replacing
+from seedx_lite.data.pictures import to_sheet
+from seedx_lite.evaluation.claims import verdicts
+from seedx_lite.evaluation.records import SHIPPED, load_record, record_path, save_record, training_minutes
+from seedx_lite.presets import TrainConfig, load_preset
+
+PARTS = ("detokenizer", "mllm")  # each a module here, with the class `Cells`
+RATES, SWEEP_SEED, SWEEP_SHARE = (5e-4, 1e-3, 2e-3, 4e-3), 100, 4  # learning rates, tried for a quarter of the steps
+
+
+def in_turn(grid: Mapping[str, tuple[Any, int]], most: int) -> list[tuple[str, int]]:
+    """Names and seeds in the order in which they run: seed by seed, so that what is there can always be compared.
+    most: the largest number of seeds of any variant."""
+    return [(name, seed) for seed in range(most) for name, (_, seeds) in grid.items() if seed < seeds]
+
+
+class Grid:
+    """The cells of a preset with all that they share. A subclass says what they are; it has the foundations, by stage,
+    in `folders`.
+
+    variants: by name, what is otherwise than in the preset, and with how many seeds; instead of `usual`.
+    Raises ValueError for a preset without the trainings that are `needed`.
+    """
+
+    record: ClassVar[str]  # name of the record of the whole grid
+    claims: ClassVar[tuple[str, ...]]  # of claims.yaml
+    usual: ClassVar[dict[str, tuple[Any, int]]]
+    mains: ClassVar[dict[str, Any]] = {}  # main models, measured alike, that stand beside the cells
+    needed: ClassVar[tuple[str, ...]]
+    folders: dict[str, Path]
+
+    def __init__(
+        self,
+        source: str = "lite",
+        overrides: Sequence[str] = (),
+        runs: str | Path = "runs",
+        variants: Mapping[str, tuple[Any, int]] | None = None,
+    ):
+        self.preset, self.runs, self.variants = load_preset(source, overrides), runs, variants or self.usual
+        if lacking := [f"`training.{name}`" for name in self.needed if getattr(self.preset.training, name) is None]:
+            raise ValueError(f"preset {self.preset.name} lacks {', '.join(lacking)}; give their entries")
+
+    # What a subclass says
+
+    def variant(self, name: str) -> Any:
+        """What is otherwise than in the preset; it has `changes`."""
+        return self.variants[name][0]
+
+    def config(self, name: str) -> TrainConfig:
+        """How a variant is trained, but for its learning rate."""
+        raise NotImplementedError
+
+    def decides(self, name: str) -> list[Any]:
+        """Everything that decides the numbers of a variant, beside the seed."""
+        raise NotImplementedError
+
+    def tried(self, name: str, config: TrainConfig, rates: Sequence[float]) -> list[float]:
+        """The losses on validation scenes after a short training with each learning rate."""
+        raise NotImplementedError
+
+    def measured(self, name: str, seed: int) -> dict[str, Any]:
+        """The numbers of a cell, which is trained first: `sets`, and what `finished` tells."""
+        raise NotImplementedError
+
+    def about(self) -> dict[str, Any]:
+        """What the record of the whole grid tells beside its cells; `ceilings` among it."""
+        raise NotImplementedError
+
+    @classmethod
+    def by_contrast(cls, record: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+        """The cells of a record as `claims.verdicts` takes them: by variant, seed, set and metric."""
+        return {
+            name: {int(seed): cell["sets"] for seed, cell in seeds.items()} for name, seeds in record["cells"].items()
+        }
+
+    def prepare(self, name: str) -> None:
+        """Makes what the training of a variant starts from, if it is missing."""
+
+    # Cells
+
+    @property
+    def cells(self) -> list[tuple[str, int]]:
+        """Names and seeds of all cells, the main models first."""
+        return [(name, 0) for name in self.mains] + in_turn(self.variants, self.preset.ablation_seeds)
+
+    def cell(self, name: str, seed: int) -> dict[str, Any]:
+        """The record of a cell, which is trained and measured if need be."""
+        self.prepare(name)
+        if (found := self._done(name, seed)) is None:
+            found = self._store(self._record(name), seed, self.identity(name, seed), self.measured(name, seed))
+        return found
+
+    def learning_rate(self, name: str) -> float:
+        """That of `RATES` with which the variant has the lowest loss on validation scenes after a short training."""
+        self.prepare(name)
+        if (swept := self._swept(name)) is None:
+            config = self.config(name)
+            short = replace(config, steps=max(1, config.steps // SWEEP_SHARE))
+            swept = {"rates": list(RATES), "steps": short.steps, "losses": self.tried(name, short, RATES)}
+            swept = self._store(self._rates(name), SWEEP_SEED, self.identity(name, None), swept)
+        return RATES[int(np.argmin(swept["losses"]))]
+
+    def gather(self) -> Path:
+        """Writes the record of all cells that are there, and the verdicts that they allow; returns its path."""
+        told: dict[str, Any] = {"preset": self.preset.name, "seed": 0, "tolerance": 0.0, "cells": {}, "missing": []}
+        told["artifacts"] = {name: read_manifest(folder)["id"] for name, folder in self.folders.items()}
+        told["versions"] = {name: version(name) for name in ("torch", "diffusers", "numpy", "pillow")}
+        told["rates"] = {name: swept for name in self.variants if (swept := self._swept(name))}
+        for name, seed in self.cells:
+            if (cell := self._done(name, seed)) is None:
+                told["missing"].append(f"{name}/{seed}")
+            else:
+                told["cells"].setdefault(name, {})[str(seed)] = cell
+                told["artifacts"] |= {name: cell["artifact"]} if name in self.mains else {}
+        told |= self.about()
+        judged = verdicts(self.by_contrast(told), told["ceilings"], self.claims)
+        told["verdicts"] = [asdict(one) | {"told": str(one)} for one in judged]
+        return save_record(self.record, told, self.runs)
+
+    def identity(self, name: str, seed: int | None) -> str:
+        """Of everything that decides a cell's numbers, or for no seed those of the sweep."""
+        told = [self.decides(name), seed, list(RATES), SWEEP_SHARE]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+    def outdated(self) -> list[str]:
+        """Cells in the record of the whole grid that are of another version: of other foundations, another training or
+        another way to measure. They are run again."""
+        whole = self._gathered("cells")
+        stored = [(name, seed, whole.get(name, {}).get(str(seed))) for name, seed in self.cells]
+        return [f"{n}/{s}" for n, s, cell in stored if cell and cell["identity"] != self.identity(n, s)]
+
+    def finished(self, folder: Path, seconds: float) -> dict[str, Any]:
+        """What every cell tells of its training, in `folder`, and of what measuring took."""
+        run = json.loads((folder / "training.json").read_text())
+        told = {"learning_rate": run["config"]["learning_rate"], "artifact": read_manifest(folder)["id"]}
+        told["seconds"] = {"training": 60 * training_minutes(run), "measuring": seconds}
+        return told | {name: run[name] for name in ("hardware", "dtype")} | {"threads": torch.get_num_threads()}
+
+    def keep_sheet(self, name: str, seed: int, pictures: Iterable[np.ndarray]) -> None:
+        """Writes the sheet of a cell."""
+        with replacing(_sheet(self.record, name, seed, self.preset.name, self.runs)) as draft:
+            to_sheet(list(pictures)).save(draft, "JPEG", quality=90, subsampling=0)
+
+    # What is kept
+
+    def _record(self, name: str) -> str:
+        return f"cells/{self.record}-{name}"
+
+    def _rates(self, name: str) -> str:
+        return f"{self._record(name)}-rates"
+
+    def _done(self, name: str, seed: int) -> dict[str, Any] | None:
+        """The record of a cell that was measured here, or that is in the record of the whole grid."""
+        stored = self._gathered("cells").get(name, {}).get(str(seed))
+        return self._either(self._record(name), seed, self.identity(name, seed), stored)
+
+    def _swept(self, name: str) -> dict[str, Any] | None:
+        """The record of a variant's learning rates, likewise."""
+        stored = self._gathered("rates").get(name)
+        return self._either(self._rates(name), SWEEP_SEED, self.identity(name, None), stored)
+
+    def _either(self, record: str, seed: int, identity: str, stored: dict[str, Any] | None) -> dict[str, Any] | None:
+        found = self._found(record, seed, identity) or stored
+        return found if found and found["identity"] == identity else None
+
+    def _gathered(self, what: str) -> dict[str, Any]:
+        """The `cells` in the record of the whole grid, by variant and seed, or the `rates`, by variant."""
+        return (load_record(self.record, self.preset.name, 0, self.runs) or {}).get(what, {})
+
+    def _found(self, record: str, seed: int, identity: str) -> dict[str, Any] | None:
+        found = load_record(record, self.preset.name, seed, self.runs)
+        if found is not None and found.get("identity") != identity:
+            path = record_path(record, self.preset.name, seed, self.runs)
+            raise ValueError(
+                f"{path} is of another version of the grid or its foundations; move it away to measure anew"
+            )
+        return found
+
+    def _store(self, record: str, seed: int, identity: str, made: dict[str, Any]) -> dict[str, Any]:
+        """Writes a record and returns it as it will be read again, with rounded numbers."""
+        about = {"preset": self.preset.name, "seed": seed, "identity": identity, "tolerance": 0.0}
+        save_record(record, about | made, self.runs)
+        return self._found(record, seed, identity)
+
+
+def over_seeds(record: Mapping[str, Any], name: str, where: str, metric: str, part: str = "sets") -> list[float]:
+    """A metric on a set, for each seed of a variant in a record, or of VAE round trips for the name `ceiling`; nan
+    where nothing was found that it could be counted on. part: `half` for the weights at half of the steps."""
+    cells = [{part: record["ceilings"]}] if name == "ceiling" else record["cells"][name].values()
+    return [cell[part][where].get(metric, {}).get("mean", float("nan")) for cell in cells]
+
+
+Shared = tuple[str, str, tuple[str, ...], str]  # part, preset, overrides, runs
+
+
+@lru_cache(maxsize=1)
+def _opened(part: str, source: str, overrides: tuple[str, ...], runs: str) -> Grid:
+    return import_module(f"seedx_lite.ablation.{part}").Cells(source, overrides, runs)
+
+
+def _run_sweep(shared: Shared, name: str) -> str:
+    return f"{name}: learning rate {_opened(*shared).learning_rate(name):g}"
+
+
+def _run_cell(shared: Shared, name: str, seed: int) -> str:
+    cell = _opened(*shared).cell(name, seed)
+    f1 = cell["sets"]["test"]["f1"]["mean"]
+    return f"{name}, seed {seed}: scene F1 {f1:.3f}, {cell['seconds']['training'] / 60:.1f} min of training"
+
+
+def run(
+    part: str,
+    source: str = "lite",
+    overrides: Sequence[str] = (),
+    runs: str | Path = "runs",
+    processes: int = 1,
+    only: Sequence[str] = (),
+) -> Path:
+    """Runs all cells of a part that are missing, of the variants `only` (none: of all), and gathers; returns the path
+    of the record.
+
+    processes: cells at a time, among which the cores are shared out. Raises ValueError for an unknown variant.
+    """
+    shared = (part, str(source), tuple(overrides), str(runs))
+    grid = _opened(*shared)  # trains the foundations once, if they are missing
+    known = [*grid.mains, *grid.variants]
+    if unknown := sorted(set(only) - set(known)):
+        raise ValueError(f"no variant {', '.join(unknown)}; known are {', '.join(known)}")
+    if outdated := grid.outdated():
+        print(f"stored by another version of the grid or its foundations, to be run again: {', '.join(outdated)}")
+    todo = [cell for cell in grid.cells if not only or cell[0] in only]
+    mains = [cell for cell in todo if cell[0] in grid.mains]
+    for cell in mains:
+        print(_run_cell(shared, *cell), flush=True)
+    todo = todo[len(mains) :]
+    sweeps = [(name,) for name in dict.fromkeys(name for name, _ in todo)]
+    context, threads = multiprocessing.get_context("spawn"), max(1, torch.get_num_threads() // processes)
+    with ExitStack() as stack:
+        do: Callable[..., Iterable[str]] = map
+        if processes > 1:
+            pool = ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,))
+            do = stack.enter_context(pool).map
+        for function, tasks in ((_run_sweep, sweeps), (_run_cell, todo)):
+            for line in do(function, [shared] * len(tasks), *zip(*tasks, strict=True)) if tasks else ():
+                print(line, flush=True)
+    return grid.gather()
+
+
+def sheet_path(record: str, name: str, seed: int, preset: str, runs: str | Path = "runs") -> Path:
+    """The sheet of a cell. Raises FileNotFoundError if there is none."""
+    path, shipped = _sheet(record, name, seed, preset, runs), project_path(SHIPPED) / record / f"{name}-seed{seed}.jpg"
+    for place in (path, shipped) if preset == "lite" else (path,):
+        if place.is_file():
+            return place
+    raise FileNotFoundError(f"{path} is missing; `python -m seedx_lite ablate {record}` makes it")
+
+
+def ship_sheets(runs: str | Path = "runs") -> list[Path]:
+    """Copies the sheets of the cells of `lite` to where they are committed."""
+    copied = []
+    for record in PARTS:
+        target = project_path(SHIPPED) / record
+        found = sorted(_sheet(record, "*", 0, "lite", runs).parent.glob(f"{record}-*.jpg"))
+        if found:
+            target.mkdir(parents=True, exist_ok=True)
+        copied += [Path(shutil.copyfile(path, target / path.name.removeprefix(f"{record}-"))) for path in found]
+    return copied
+
+
+def _sheet(record: str, name: str, seed: int, preset: str, runs: str | Path) -> Path:
+    return project_path(runs) / preset / "cells" / f"{record}-{name}-seed{seed}.jpg"

@@ -1,0 +1,179 @@
+"""Drawing by a language model compared: the number of queries, the connector, the coupling (claims C, D and E).
+
+A variant of your own is one more entry in `MODELS`.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seedx_lite.artifacts import find, read_manifest
+from seedx_lite.evaluation.drawing import GUIDANCES, DrawingExaminer
+from seedx_lite.evaluation.variants import GUIDANCE, STEPS
+from seedx_lite.models.detokenizer import read_adapter
+from seedx_lite.models.mllm import ContinuousLVLM
+from seedx_lite.models.scene_reader import SceneReader
+from seedx_lite.models.vit import VisionTransformerWithAttnPool
+from seedx_lite.pipelines.assistant import SeedX
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.presets import TrainConfig
+from seedx_lite.training import detokenizer
+from seedx_lite.training import mllm as stage
+from seedx_lite.training.foundations import sdxl
+from seedx_lite.training.llama import llama
+from seedx_lite.training.mllm import Batches, MLLMVariant, mllm, new_layout
+from seedx_lite.training.reader import reader
+from seedx_lite.training.tuning import NOISE, SCENES, Imagined, Tuning, tuned
+from seedx_lite.training.vit import vit
+from .grid import SWEEP_SEED, Grid
+
+# What is otherwise than in the preset, and with how many seeds. Targets are standardised in all, since pooling to fewer
+# embeddings shrinks their variance, and with it the squared error.
+MODELS: dict[str, tuple[MLLMVariant | Tuning, int]] = {
+    "q64": (MLLMVariant(standardise=True), 5),
+    "q256": (MLLMVariant(n=256, standardise=True), 5),
+    "deep": (MLLMVariant(connector="deep", standardise=True), 5),
+    "tuned_vit": (Tuning(), 5),
+    "tuned_mllm": (Tuning(features="mllm"), 5),
+    "wide": (MLLMVariant(connector="wide", standardise=True), 3),
+    "flow": (MLLMVariant(connector="flow", standardise=True), 3),
+    "tuned_noisy": (Tuning(features="noisy"), 3),
+    "deep_flow": (MLLMVariant(connector="deep_flow", standardise=True), 1),
+}
+SHOWN = 8  # of the first test captions, in the sheet of a cell
+
+
+class Cells(Grid):
+    """The grid of language models, and of de-tokenizers tuned on the main one. counts: as of `DrawingExaminer`."""
+
+    record, claims, usual = "mllm", ("C", "D", "E"), MODELS
+    needed = ("cell_mllm", "cell_tuned", "mllm")
+
+    def __init__(
+        self,
+        source: str = "lite",
+        overrides: Sequence[str] = (),
+        runs: str | Path = "runs",
+        variants: Mapping[str, tuple[MLLMVariant | Tuning, int]] | None = None,
+        counts: Mapping[str, int] | None = None,
+    ):
+        super().__init__(source, overrides, runs, variants)
+        stages = {"vit": vit, "sdxl": sdxl, "llama": llama, "reader": reader}
+        stages |= {"detokenizer-stage1": detokenizer.stage1, "detokenizer-unpooled": detokenizer.stage1_unpooled}
+        self.folders = {name: stage(self.preset, runs=runs) for name, stage in stages.items()}
+        self.adapters = {
+            self.preset.n_embeddings: "detokenizer-stage1",
+            self.preset.vit.n_queries: "detokenizer-unpooled",
+        }
+        decoders = {n: self._pipeline(self.folders[name]) for n, name in self.adapters.items()}
+        judge = SceneReader.from_pretrained(self.folders["reader"])
+        self.examiner = DrawingExaminer(self.preset, decoders, judge, counts)
+
+    def config(self, name: str) -> TrainConfig:
+        training = self.preset.training
+        return training.cell_tuned if isinstance(self.variant(name), Tuning) else training.cell_mllm
+
+    def prepare(self, name: str) -> None:
+        if isinstance(self.variant(name), Tuning):
+            mllm(self.preset, runs=self.runs)
+
+    def decides(self, name: str) -> list[Any]:
+        variant, made = self.variant(name), [read_manifest(folder)["id"] for folder in self.folders.values()]
+        cell = [type(variant).__name__, made, variant.changes, self.config(name).recipe, asdict(self.preset.mllm)]
+        cell += [self.examiner.counts, STEPS, GUIDANCE]
+        if isinstance(variant, Tuning):  # it goes with the main model, which may have been trained anew
+            main = find("mllm", self.preset.name, 0, self.runs)
+            cell += [main and read_manifest(main)["id"], NOISE, SCENES, GUIDANCES]
+        return cell
+
+    def tried(self, name: str, config: TrainConfig, rates: Sequence[float]) -> list[float]:
+        variant = self.variant(name)
+        folders = [
+            self._trained(SWEEP_SEED, config, replace(variant, learning_rate=rate), f"{name}-rate{rate:g}")
+            for rate in rates
+        ]
+        if isinstance(variant, Tuning):
+            parts = detokenizer.load_parts(self.folders["vit"], self.folders["sdxl"])
+            samples = Imagined(self.preset, parts, variant.features, self._assistant(), self.runs, "validation")
+            adapters = (read_adapter(folder, self.folders["sdxl"]) for folder in folders)
+            return [detokenizer.validation_loss(adapter, samples) for adapter in adapters]
+        tower = VisionTransformerWithAttnPool.from_pretrained(self.folders["vit"])
+        told = (self.preset, new_layout(self.preset, variant), tower, read_manifest(self.folders["vit"])["id"])
+        batches = Batches(*told, self.runs, split="validation", drawing=True)
+        return [stage.validation_loss(ContinuousLVLM.from_pretrained(folder), batches) for folder in folders]
+
+    def measured(self, name: str, seed: int) -> dict[str, Any]:
+        variant = replace(self.variant(name), learning_rate=self.learning_rate(name))
+        folder = self._trained(seed, self.config(name), variant, name)
+        began, examiner = time.perf_counter(), self.examiner
+        if isinstance(variant, Tuning):
+            seedx = SeedX.from_artifacts(**self._assistant())
+            pipe = self._pipeline(folder)
+            told = examiner.measure_decoder(pipe, seedx, seed)
+            shown = examiner.draw(pipe, seedx.imagine(examiner.captions["test"][:SHOWN]), seed)
+        else:
+            seedx = self._seedx(folder, variant)
+            told = {"sets": examiner.measure(seedx, seed)}
+            half = detokenizer.half_folder(self.preset, f"cell-mllm-{name}", seed, self.runs)
+            if half.is_dir():  # it is not, where the cell came with the project
+                before = SeedX(ContinuousLVLM.from_pretrained(half), seedx.processor.layout, seedx.detokenizer)
+                told["half"] = examiner.measure(before, seed, ("test",))
+            shown = examiner.draw(seedx.detokenizer, seedx.imagine(examiner.captions["test"][:SHOWN], seed), seed)
+        self.keep_sheet(name, seed, shown)
+        return told | self.finished(folder, time.perf_counter() - began)
+
+    def about(self) -> dict[str, Any]:
+        told = {"steps": STEPS, "guidance": GUIDANCE, "counts": self.examiner.counts}
+        ceilings = self.examiner.ceilings()
+        ceilings["matched"] = {"coverage": ceilings["test"]["coverage"]}
+        return told | {"ceilings": ceilings, "averaged": self.examiner.averaged()}
+
+    @classmethod
+    def by_contrast(cls, record: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
+        """De-tokenizers have a set `matched`, too: coverage where all of a seed have the same F1, see `matched`."""
+        told = super().by_contrast(record)
+        curves = {
+            name: {int(seed): cell["curve"] for seed, cell in seeds.items() if "curve" in cell}
+            for name, seeds in record["cells"].items()
+        }
+        for seed in {seed for seeds in curves.values() for seed in seeds}:
+            of_seed = {name: seeds[seed] for name, seeds in curves.items() if seed in seeds}
+            for name, value in matched(of_seed).items():
+                told[name][seed] = told[name][seed] | {"matched": {"coverage": {"mean": value}}}
+        return told
+
+    def _assistant(self) -> dict[str, Path]:
+        folders = {name: self.folders[name] for name in ("vit", "sdxl")}
+        return folders | {"mllm": mllm(self.preset, runs=self.runs), "adapter": self.folders["detokenizer-stage1"]}
+
+    def _trained(self, seed: int, config: TrainConfig, variant: MLLMVariant | Tuning, cell: str) -> Path:
+        cell = f"cell-mllm-{cell}"
+        if isinstance(variant, Tuning):
+            return tuned(self.preset, seed, variant, cell, config, self.runs)
+        return mllm(self.preset, seed, runs=self.runs, variant=variant, cell=cell, config=config)
+
+    def _seedx(self, folder: Path, variant: MLLMVariant) -> SeedX:
+        adapter = self.folders[self.adapters[variant.n or self.preset.n_embeddings]]
+        return SeedX.from_artifacts(folder, self.folders["vit"], self.folders["sdxl"], adapter)
+
+    def _pipeline(self, adapter: Path) -> DetokenizerPipeline:
+        pipe = DetokenizerPipeline.from_artifacts(self.folders["vit"], self.folders["sdxl"], adapter)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+
+def matched(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
+    """Coverage of each de-tokenizer where its scene F1 is the highest that all of them reach, on the way to its own
+    best guidance. curves: rows over rising guidance, with `f1` and `coverage`."""
+    best = {name: max(row["f1"]["mean"] for row in rows) for name, rows in curves.items()}
+    level, told = min(best.values()), {}
+    for name, rows in curves.items():
+        f1, reached = ([row[key]["mean"] for row in rows] for key in ("f1", "coverage"))
+        rising = range(1 + int(np.argmax(f1)))  # beyond it more guidance costs both
+        order = sorted(rising, key=lambda place: f1[place])
+        told[name] = float(np.interp(level, [f1[place] for place in order], [reached[place] for place in order]))
+    return told
