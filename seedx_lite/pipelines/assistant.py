@@ -81,8 +81,8 @@ class SeedX:
     def ask(
         self, pictures: Pictures, questions: str | Sequence[str], max_new_tokens: int = 40, blind: bool = False
     ) -> list[str]:
-        """The answer to each question about the picture of the same place, or about the only picture. blind: every
-        picture is replaced by the zero picture, to see what the language alone would answer."""
+        """The answer to each question about the picture of the same place; one question or one picture stands for
+        all. blind: every picture is replaced by the zero picture, to see what the language alone would answer."""
         asked, shown = _paired(questions, "questions", pictures)
         return self._texts([READING.format(question=text) for text in asked], shown, max_new_tokens, blind)
 
@@ -177,9 +177,9 @@ def _listed(given: T | Sequence[T], kind: type[T], what: str) -> list[T]:
 
 
 def _paired(texts: str | Sequence[str], what: str, pictures: Pictures) -> tuple[list[str], list[Image.Image]]:
-    """As many pictures as texts, or one for all."""
+    """As many pictures as texts; one of either stands for all."""
     asked, shown = _listed(texts, str, what), _listed(pictures, Image.Image, "pictures; `draw` takes text alone")
-    shown = shown * len(asked) if len(shown) == 1 else shown
+    shown, asked = (some * max(len(asked), len(shown)) if len(some) == 1 else some for some in (shown, asked))
     if len(shown) != len(asked):
-        raise ValueError(f"{len(asked)} {what} and {len(shown)} pictures; give one picture for each, or one for all")
+        raise ValueError(f"{len(asked)} {what} and {len(shown)} pictures; give as many, or one of either for all")
     return asked, shown

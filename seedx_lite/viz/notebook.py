@@ -22,7 +22,8 @@ def quiet() -> None:
     for log in (diffusers_log, transformers_log):
         log.set_verbosity_error()
         log.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*IProgress.*")
+    for message in (".*IProgress.*", ".*is_gradient_checkpointing.*"):
+        warnings.filterwarnings("ignore", message=message)
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if shell is not None:
         import matplotlib.pyplot as plt

@@ -51,6 +51,7 @@ def test_one_of_many_is_as_alone(seedx, pictures):
         assert seedx.describe(picture, 8) == [described[place]]
         assert seedx.ask(picture, questions[place], 8) == [answered[place]]
     assert seedx.ask(pictures[1], questions, 8)[1] == answered[1], "one picture for all questions"
+    assert seedx.ask(pictures, questions[0], 8)[1:] == seedx.ask(pictures[1:], [questions[0]] * (len(pictures) - 1), 8)
 
 
 def test_blind_means_without_the_picture(seedx, pictures):
