@@ -91,7 +91,8 @@ def test_noise_depends_on_place_and_seed_alone(folders):
         again = np.stack(draw_captions(pipe, [caption] * 3, steps=2, **option)).astype(int)
         assert np.abs(again - np.stack(three)).mean() < (1 if "batch" in option else 4)
     assert not np.array_equal(draw_captions(pipe, [caption], seed=1, steps=2)[0], three[0])
-    assert np.array_equal(draw_captions(pipe, [caption], steps=2, indices=[2])[0], three[2])
+    alone = draw_captions(pipe, [caption], steps=2, indices=[2])[0].astype(int)
+    assert np.abs(alone - three[2]).mean() < 1 < np.abs(alone - three[0]).mean()
     with pytest.raises(ValueError, match="1 indices for 2 captions"):
         draw_captions(pipe, [caption] * 2, indices=[0])
     with pytest.raises(ValueError, match="a caption of 101 tokens, expected 80 at most: 'a red cat on"):

@@ -149,8 +149,8 @@ def test_connectors_are_of_one_size():
         sizes[connector] = sum(p.numel() for p in model.output_resampler.parameters())
         assert (type(model.output_resampler) is Resampler) == (connector == "one_layer")
     assert sizes["wide"] == pytest.approx(sizes["deep"], rel=0.05) and sizes["deep"] > 4 * sizes["one_layer"]
-    with pytest.raises(ValueError, match="expected one of one_layer, deep, wide"):
-        MLLMVariant(connector="flow")
+    with pytest.raises(ValueError, match="expected one of one_layer, deep, wide, flow"):
+        MLLMVariant(connector="linear")
 
 
 def test_standardised_targets(batches):
