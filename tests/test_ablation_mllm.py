@@ -47,7 +47,7 @@ def test_cells_tell_of_pictures_and_embeddings(measured):
 def test_all_drawing_learns_from_captions_alone(grid, measured):
     """Bugs: cells that also read, so that less is seen of what is compared; N of another cell."""
     for name, n in (("q64", 64), ("q256", 256)):
-        folder = grid.preset.name and grid.runs / "smoke" / f"cell-mllm-{name}-seed0"
+        folder = grid.runs / "smoke" / f"cell-mllm-{name}-seed0"
         assert "forms" not in read_manifest(folder)["config"]
         assert len(ContinuousLVLM.from_pretrained(folder).config.image_token_ids) == n
 

@@ -13,7 +13,6 @@ from seedx_lite.artifacts import find, read_manifest
 from seedx_lite.evaluation.variants import CAPTION_STEPS, GUIDANCE, STEPS, Examiner
 from seedx_lite.models.detokenizer import read_adapter
 from seedx_lite.models.scene_reader import SceneReader
-from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.pipelines.text_to_image import load_pipeline
 from seedx_lite.presets import TrainConfig
 from seedx_lite.training import detokenizer
@@ -107,12 +106,12 @@ class Cells(Grid):
             tuned = replace(variant, learning_rate=self.learning_rate(name))
             folder = self._trained(seed, self.config(name), tuned, f"cell-{name}")
         began = time.perf_counter()
-        pipe, half = self._pipeline(folder), detokenizer.half_folder(self.preset, f"cell-{name}", seed, self.runs)
+        pipe, half = self.pipeline(folder), detokenizer.half_folder(self.preset, f"cell-{name}", seed, self.runs)
         told: dict[str, Any] = {"sets": examiner.measure(pipe, seed)}
         if variant.condition:
             told["sets"] |= examiner.measure_edits(pipe, seed)
         if half.is_dir():  # it is not, where the cell came with the project
-            told["half"] = examiner.measure(self._pipeline(half), seed, AT_HALF)
+            told["half"] = examiner.measure(self.pipeline(half), seed, AT_HALF)
         if not variant.condition:  # a U-Net with other channels cannot draw from captions any more
             drawing = type(self.drawing)(**self.drawing.components | {"unet": pipe.unet})
             told["captions"] = examiner.measure_captions(drawing, seed)
@@ -146,8 +145,3 @@ class Cells(Grid):
     def _trained(self, seed: int, config: TrainConfig, variant: Variant, cell: str) -> Path:
         stage = detokenizer.stage2 if variant.condition else detokenizer.stage1
         return stage(self.preset, seed, runs=self.runs, variant=variant, cell=cell, config=config)
-
-    def _pipeline(self, adapter: Path) -> DetokenizerPipeline:
-        pipe = DetokenizerPipeline.from_artifacts(self.folders["vit"], self.folders["sdxl"], adapter)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe

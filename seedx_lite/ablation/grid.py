@@ -28,6 +28,7 @@ from seedx_lite.data.formats import replacing
 from seedx_lite.data.pictures import to_sheet
 from seedx_lite.evaluation.claims import verdicts
 from seedx_lite.evaluation.records import SHIPPED, load_record, record_path, save_record, training_minutes
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import TrainConfig, load_preset
 
 PARTS = ("detokenizer", "mllm")  # each a module here, with the class `Cells`
@@ -42,7 +43,7 @@ def in_turn(grid: Mapping[str, tuple[Any, int]], most: int) -> list[tuple[str, i
 
 class Grid:
     """The cells of a preset with all that they share. A subclass says what they are; it has the foundations, by stage,
-    in `folders`.
+    in `folders`, `vit` and `sdxl` among them.
 
     variants: by name, what is otherwise than in the preset, and with how many seeds; instead of `usual`.
     Raises ValueError for a preset without the trainings that are `needed`.
@@ -161,6 +162,12 @@ class Grid:
         told = {"learning_rate": run["config"]["learning_rate"], "artifact": read_manifest(folder)["id"]}
         told["seconds"] = {"training": 60 * training_minutes(run), "measuring": seconds}
         return told | {name: run[name] for name in ("hardware", "dtype")} | {"threads": torch.get_num_threads()}
+
+    def pipeline(self, adapter: Path) -> DetokenizerPipeline:
+        """The de-tokenizer in a folder, on the foundations, without progress bars."""
+        pipe = DetokenizerPipeline.from_artifacts(self.folders["vit"], self.folders["sdxl"], adapter)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
     def keep_sheet(self, name: str, seed: int, pictures: Iterable[np.ndarray]) -> None:
         """Writes the sheet of a cell."""

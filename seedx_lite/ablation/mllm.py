@@ -19,7 +19,6 @@ from seedx_lite.models.mllm import ContinuousLVLM
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.models.vit import VisionTransformerWithAttnPool
 from seedx_lite.pipelines.assistant import SeedX
-from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import TrainConfig
 from seedx_lite.training import detokenizer
 from seedx_lite.training import mllm as stage
@@ -69,7 +68,7 @@ class Cells(Grid):
             self.preset.n_embeddings: "detokenizer-stage1",
             self.preset.vit.n_queries: "detokenizer-unpooled",
         }
-        decoders = {n: self._pipeline(self.folders[name]) for n, name in self.adapters.items()}
+        decoders = {n: self.pipeline(self.folders[name]) for n, name in self.adapters.items()}
         judge = SceneReader.from_pretrained(self.folders["reader"])
         self.examiner = DrawingExaminer(self.preset, decoders, judge, counts)
 
@@ -112,7 +111,7 @@ class Cells(Grid):
         began, examiner = time.perf_counter(), self.examiner
         if isinstance(variant, Tuning):
             seedx = SeedX.from_artifacts(**self._assistant())
-            pipe = self._pipeline(folder)
+            pipe = self.pipeline(folder)
             told = examiner.measure_decoder(pipe, seedx, seed)
             shown = examiner.draw(pipe, seedx.imagine(examiner.captions["test"][:SHOWN]), seed)
         else:
@@ -159,11 +158,6 @@ class Cells(Grid):
     def _seedx(self, folder: Path, variant: MLLMVariant) -> SeedX:
         adapter = self.folders[self.adapters[variant.n or self.preset.n_embeddings]]
         return SeedX.from_artifacts(folder, self.folders["vit"], self.folders["sdxl"], adapter)
-
-    def _pipeline(self, adapter: Path) -> DetokenizerPipeline:
-        pipe = DetokenizerPipeline.from_artifacts(self.folders["vit"], self.folders["sdxl"], adapter)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
 
 
 def matched(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
