@@ -20,6 +20,7 @@ from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.models.vit import embed_pictures
 from seedx_lite.pipelines.assistant import SeedX
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.pipelines.text_to_image import noise
 from seedx_lite.presets import Preset
 from seedx_lite.world.captions import read_caption
 from seedx_lite.world.draw import render
@@ -88,9 +89,9 @@ class DrawingExaminer:
         self, pipe: DetokenizerPipeline, embeddings: Tensor, seed: int, guidance: float = GUIDANCE
     ) -> list[np.ndarray]:
         """Pictures of embeddings [B, N, K]; their noise depends on place and seed."""
-        noise = [torch.Generator().manual_seed(1_000_000 * seed + place) for place in range(len(embeddings))]
+        places = range(len(embeddings))
         with quick_sampling(pipe.device):
-            drawn = pipe(embeddings.to(pipe.device), STEPS, guidance, noise).images
+            drawn = pipe(embeddings.to(pipe.device), STEPS, guidance, noise(seed, places)).images
         return [np.asarray(picture) for picture in drawn]
 
     def judge(self, name: str, drawn: Sequence[np.ndarray]) -> Told:

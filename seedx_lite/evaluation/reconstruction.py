@@ -20,6 +20,7 @@ from seedx_lite.data.drawn import scenes
 from seedx_lite.models.precision import quick_sampling
 from seedx_lite.models.vit import embed_pictures
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.pipelines.text_to_image import noise
 from seedx_lite.presets import Preset
 from seedx_lite.world.brush import PARTS, SMALL_PARTS
 from seedx_lite.world.draw import Truth, render, render_truth
@@ -182,10 +183,9 @@ def reconstruct(
     quick: in bf16 where the device has units for it, see `quick_sampling`. conditions: further arguments of the
     pipeline, such as condition images.
     """
-    generators = [torch.Generator().manual_seed(1_000_000 * seed + index) for index in indices]
     images = [Image.fromarray(picture) for picture in pictures]
     with quick_sampling(pipe.device) if quick else nullcontext():
-        drawn = pipe(images, steps, guidance, generators, batch_size=batch_size, **conditions).images
+        drawn = pipe(images, steps, guidance, noise(seed, indices), batch_size=batch_size, **conditions).images
     return [np.asarray(image) for image in drawn]
 
 

@@ -21,6 +21,7 @@ from seedx_lite.models.mllm import ContinuousLVLM
 from seedx_lite.world.language import BOX_START, DETECTION_PROMPT, find_boxes
 from .detokenizer import DetokenizerPipeline
 from .processor import LVLMProcessor
+from .text_to_image import noise
 
 Pictures = Image.Image | Sequence[Image.Image]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -108,15 +109,15 @@ class SeedX:
 
     def decode(self, embeddings: Tensor, seed: int = 0, **settings) -> list[Image.Image]:
         """A picture of each row of visual embeddings [B, N, K]. The noise depends on its place and `seed` only."""
-        noise = [torch.Generator().manual_seed(1_000_000 * seed + place) for place in range(len(embeddings))]
-        return self.detokenizer(embeddings.to(self.detokenizer.device), generator=noise, **settings).images
+        sources = noise(seed, range(len(embeddings)))
+        return self.detokenizer(embeddings.to(self.detokenizer.device), generator=sources, **settings).images
 
     def imagine(self, texts: str | Sequence[str], seed: int = 0) -> Tensor:
         """The visual embeddings that the language model predicts for each text: [B, N, K]. seed: of the noise that a
         connector with flow matching begins with; regression has none."""
         asked = _listed(texts, str, "texts to draw from; `ask` and `describe` take pictures")
-        noise = torch.Generator().manual_seed(seed)
-        answers = self._generated(asked, None, len(self.model.config.chain) - 1, draw=True, generator=noise)
+        source = torch.Generator().manual_seed(seed)
+        answers = self._generated(asked, None, len(self.model.config.chain) - 1, draw=True, generator=source)
         return torch.stack([answer.pictures[0] for answer in answers])
 
     # Parts

@@ -1,6 +1,6 @@
 """Pictures from captions by a `StableDiffusionXLPipeline` of plain diffusers, each with noise of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,6 +13,11 @@ from seedx_lite.data.tokenizer import check_words
 from seedx_lite.models.precision import quick_sampling
 
 STEPS, GUIDANCE = 25, 3.0
+
+
+def noise(seed: int, places: Iterable[int]) -> list[torch.Generator]:
+    """The sources of noise of pictures at these places, each by its place and `seed` alone."""
+    return [torch.Generator().manual_seed(1_000_000 * seed + place) for place in places]
 
 
 def load_pipeline(folder: str | Path):
@@ -55,7 +60,7 @@ def draw_captions(
     pictures: list[np.ndarray] = []
     for start in tqdm(range(0, len(captions), batch), desc="pictures from captions", disable=len(captions) <= batch):
         part = list(captions[start : start + batch])
-        generators = [torch.Generator().manual_seed(1_000_000 * seed + k) for k in indices[start : start + batch]]
+        generators = noise(seed, indices[start : start + batch])
         settings = {"height": size, "width": size, "num_inference_steps": steps, "guidance_scale": guidance}
         with quick_sampling(pipe.device) if quick else nullcontext():
             pictures += [np.asarray(image) for image in pipe(part, generator=generators, **settings).images]
