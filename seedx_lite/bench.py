@@ -260,8 +260,8 @@ def measure_sampling(preset_name: str, overrides: list[str], seed: int, runs: st
 
 
 def measure_drawing(preset_name: str, overrides: list[str]) -> dict[str, float]:
-    """Seconds in which an untrained language model draws the embeddings of 8 captions, for two N, the second of two
-    runs: in one pass, and token by token as in the released code, by the generation of transformers."""
+    """Seconds in which an untrained language model draws the embeddings of one caption and of 8, for two N, the second
+    of two runs: in one pass, and token by token as in the released code, by the generation of transformers."""
     from seedx_lite.models.generation import ImageTokenProcessor
     from seedx_lite.pipelines.processor import LVLMProcessor
     from seedx_lite.training.mllm import MLLMVariant, new_layout, new_model
@@ -270,14 +270,14 @@ def measure_drawing(preset_name: str, overrides: list[str]) -> dict[str, float]:
     for n in (64, 256):
         layout = new_layout(preset, variant := MLLMVariant(n=n))
         model = new_model(preset, layout, 0, variant=variant).merge_lora().eval()
-        prompts = LVLMProcessor(layout)(["a red cat on the left, on grass by day"] * 8, draw=True)
-        batch = {name: prompts[name] for name in ("input_ids", "attention_mask")} | {"max_new_tokens": n + 1}
         forced = [ImageTokenProcessor(model.config.chain)]
         plain = {"do_sample": False, "output_hidden_states": True, "return_dict_in_generate": True, "pad_token_id": 0}
-        waits[f"8 × {n} embeddings in one pass"] = partial(model.generate, **batch)
-        waits[f"8 × {n} embeddings token by token"] = partial(
-            model.llm.generate, **batch, **plain, logits_processor=forced
-        )
+        for count in (1, 8):
+            prompts = LVLMProcessor(layout)(["a red cat on the left, on grass by day"] * count, draw=True)
+            batch = {name: prompts[name] for name in ("input_ids", "attention_mask")} | {"max_new_tokens": n + 1}
+            slow = partial(model.llm.generate, **batch, **plain, logits_processor=forced)
+            waits[f"{count} × {n} embeddings in one pass"] = partial(model.generate, **batch)
+            waits[f"{count} × {n} embeddings token by token"] = slow
     return _timed(waits)
 
 

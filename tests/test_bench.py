@@ -37,9 +37,9 @@ def test_bench_of_one_training(tmp_path, capsys):
 def test_one_pass_is_no_slower_than_token_by_token():
     """Bug: the two draw another number of embeddings, or the single pass is none."""
     times = measure_drawing("smoke", [])
-    assert len(times) == 4
-    for n in (64, 256):
-        assert 0 < times[f"8 × {n} embeddings in one pass"] < times[f"8 × {n} embeddings token by token"]
+    assert len(times) == 8
+    for drawn in ("1 × 64", "8 × 64", "1 × 256", "8 × 256"):
+        assert 0 < times[f"{drawn} embeddings in one pass"] < times[f"{drawn} embeddings token by token"]
 
 
 def test_a_training_that_is_unknown_or_fails_is_told(capsys):

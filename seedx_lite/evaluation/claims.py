@@ -28,7 +28,7 @@ class Verdict:
         first, second = self.rule["contrast"]
         what = f"{self.claim}, {self.part}: {self.rule['metric']} of {first} - {second}, {self.rule['set']} scenes"
         if self.effect is None:
-            return f"{what}: {self.verdict}, {len(self.differences)} seeds"
+            return f"{what}: {self.verdict}, pairs of cells so far: {len(self.differences)}"
         told = f"{self.effect['mean']:+.4f} [{self.effect['low']:+.4f}, {self.effect['high']:+.4f}]"
         return f"{what}: {told}, margin {self.margin:.4f}, {len(self.differences)} seeds: {self.verdict}"
 

@@ -11,7 +11,6 @@ from seedx_lite.artifacts import SHIPPED, project_path, read_manifest
 from seedx_lite.evaluation.claims import verdicts
 from seedx_lite.evaluation.records import load_record
 
-
 STAGES = {"main_n64": "detokenizer-stage1", "main_n256": "detokenizer-unpooled", "main_condition": "detokenizer-stage2"}
 FLOORS = {"main_n64": (0.90, 0.90, 0.75), "main_n256": (0.93, 0.93, 0.85)}  # of the ceiling: scene F1, colour, pose
 
@@ -22,7 +21,7 @@ def record():
 
 
 def test_cells_and_main_models_stand_on_the_committed_weights(record):
-    """Bugs: a foundation trained again, and cells of the old one beside it; a main model that was not measured again."""
+    """Bugs: a foundation trained again, and cells of the old one beside it, or a main model of old numbers."""
     shipped = project_path(SHIPPED) / "lite"
     for name, identifier in record["artifacts"].items():
         assert identifier == read_manifest(shipped / STAGES.get(name, name))["id"], name
