@@ -23,6 +23,7 @@ def record():
 def test_cells_and_main_models_stand_on_the_committed_weights(record):
     """Bugs: a foundation trained again, and cells of the old one beside it, or a main model of old numbers."""
     shipped = project_path(SHIPPED) / "lite"
+    assert {"vit", "sdxl", "reader"} <= record["artifacts"].keys()
     for name, identifier in record["artifacts"].items():
         assert identifier == read_manifest(shipped / STAGES.get(name, name))["id"], name
     assert set(MAINS) & set(record["cells"]) == set(STAGES) & set(record["artifacts"])
