@@ -35,7 +35,7 @@ from .loop import train
 from .variation import Variation
 from .vit import vit
 
-EDITS = 0.5  # share of stage 2's samples that have a condition image; the others are plain pictures
+EDITS = 0.75  # share of stage 2's samples that have a condition image; the others are plain pictures, as in stage 1
 STAGE2 = {"edits": EDITS, "of_latents": True, "emphasised": "what an edit leaves alone"}  # decides, too
 
 
@@ -134,8 +134,8 @@ class Reconstructions:
 
 
 class EditPairs(Reconstructions):
-    """Samples of stage 2: half of them scenes after an edit with the scene before it as condition image, or the other
-    way round; the others plain scenes with a condition of zeros.
+    """Samples of stage 2: most of them (`EDITS`) scenes after an edit with the scene before it as condition image, or
+    the other way round; the others plain scenes with a condition of zeros.
 
     What an edit leaves alone counts more in the loss: it is to be copied, which is learned late. And it is the error of
     the latents that counts, since what the first steps of sampling miss the later ones keep.
