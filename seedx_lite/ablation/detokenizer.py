@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from seedx_lite.artifacts import find, read_manifest
-from seedx_lite.evaluation.variants import CAPTION_STEPS, GUIDANCE, STEPS, Examiner
+from seedx_lite.evaluation.variants import CAPTION_STEPS, EDITING, GUIDANCE, STEPS, Examiner
 from seedx_lite.models.detokenizer import read_adapter
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.pipelines.text_to_image import load_pipeline
@@ -82,7 +82,7 @@ class Cells(Grid):
         cell += [STEPS, CAPTION_STEPS, GUIDANCE]
         if self.variant(name).condition:  # it goes on from the main model, which may have been trained anew
             started = find("detokenizer-stage1", self.preset.name, 0, self.runs)
-            cell += [started and read_manifest(started)["id"], detokenizer.STAGE2]
+            cell += [started and read_manifest(started)["id"], detokenizer.STAGE2, EDITING]
         return cell
 
     def tried(self, name: str, config: TrainConfig, rates: Sequence[float]) -> list[float]:
@@ -117,6 +117,8 @@ class Cells(Grid):
             told["captions"] = examiner.measure_captions(drawing, seed)
         if name == MAIN:
             told["sampling"] = examiner.sampling(pipe)
+        if name in MAINS and variant.condition:
+            told["edit_sampling"] = examiner.edit_sampling(pipe)
         if seed == 0:
             told["first"] = examiner.measure_first(pipe, seed)
             if variant.condition:

@@ -45,6 +45,8 @@ FIRST = 16  # crowded scenes that are drawn again to check a record
 STRENGTHS, PAIRS = (0.0, 0.25, 0.5, 0.75, 1.0), 128  # of a condition image that is not of the scene to be drawn
 STEPS, GUIDANCE = 4, 2.0  # more steps make no number better, see `Examiner.sampling`
 CAPTION_STEPS = 12  # as few as text-to-image needs
+ENDS = (1.0, 0.75, 0.5, 0.0)  # of guidance, as a share of the steps, compared for edits by `Examiner.edit_sampling`
+EDITING = {"steps": STEPS, "guidance": GUIDANCE, "guidance_end": 0.75}  # how edits are drawn
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,8 @@ class Examiner:
         """The same of the first `FIRST` edits, with the source as condition image."""
         edits, drawn = held_edits(self.counts["edits"], self.size)
         sources = [Image.fromarray(source) for source in drawn.source[:FIRST]]
-        return self._redrawable(
-            pipe, [Target.of(edit.target) for edit in edits[:FIRST]], seed, condition_images=sources
-        )
+        options = {"condition_images": sources, "guidance_end": EDITING["guidance_end"]}
+        return self._redrawable(pipe, [Target.of(edit.target) for edit in edits[:FIRST]], seed, **options)
 
     @staticmethod
     def _redrawable(
@@ -152,14 +153,22 @@ class Examiner:
         numbers = judge(targets, drawn)
         return {"numbers": numbers, "tolerance": measure_tolerance(pipe, targets, numbers, seed, STEPS, **conditions)}
 
-    def measure_edits(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, dict[str, Any]]:
-        """`judge_edits` with the source as condition image (`condition_on`) and without (`condition_off`)."""
-        edits, drawn = held_edits(self.counts["edits"], self.size)
-        told = {}
+    def measure_edits(
+        self, pipe: DetokenizerPipeline, seed: int, which: str = "edits", split: str = "test", **options: Any
+    ) -> dict[str, dict[str, Any]]:
+        """`judge_edits` with the source as condition image (`condition_on`) and without (`condition_off`). which: the
+        entry of `counts` that says of how many edits; options: other than `EDITING`."""
+        edits, drawn = held_edits(self.counts[which], self.size, split)
+        told, options = {}, EDITING | options | {"quick": True}
         for name, condition in (("condition_on", True), ("condition_off", False)):
-            pictures = edited(pipe, drawn, condition, seed, steps=STEPS, guidance=GUIDANCE, quick=True)
+            pictures = edited(pipe, drawn, condition, seed, **options)
             told[name] = judge_edits(edits, drawn, pictures, self.reader)
         return told
+
+    def edit_sampling(self, pipe: DetokenizerPipeline) -> list[dict[str, Any]]:
+        """`measure_edits` of validation edits for each of `ENDS`."""
+        held = {"which": "validation", "split": "validation"}
+        return [{"guidance_end": end} | self.measure_edits(pipe, 0, **held, guidance_end=end) for end in ENDS]
 
     def measure_disagreement(self, pipe: DetokenizerPipeline, seed: int) -> list[dict[str, Any]]:
         """For each of `STRENGTHS`: scene F1 of what is drawn against the scene of the embeddings (`embeddings`) and
@@ -170,10 +179,8 @@ class Examiner:
         given, shown = ([render(scene) for scene in side] for side in (told_scenes, shown_scenes))
         pictures, told = [np.asarray(picture) for picture in given], []
         for strength in STRENGTHS:
-            options = {"condition_images": shown, "condition_strength": strength, "quick": True}
-            read = read_scenes(
-                self.reader, reconstruct(pipe, pictures, range(len(pictures)), STEPS, GUIDANCE, seed, **options)
-            )
+            options = EDITING | {"condition_images": shown, "condition_strength": strength, "quick": True}
+            read = read_scenes(self.reader, reconstruct(pipe, pictures, range(len(pictures)), seed=seed, **options))
             sides = {"embeddings": told_scenes, "condition": shown_scenes}
             scores = {name: summarise(compare_all(side, read))["f1"] for name, side in sides.items()}
             told.append({"strength": strength} | scores)
