@@ -7,8 +7,9 @@ the image tokens, `<img_00000>` and so on. Where the official code draws at rand
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +20,16 @@ from .tokenizer import IMAGE_TOKENS, check_words
 
 IGNORED = -100  # the label of a token that is not trained
 Piece = tuple[str, bool]  # a text that is tokenized by itself, and whether it is trained
+
+
+class Turn(NamedTuple):
+    """A question, beside pictures of the sizes `shown`, and its answer: words, a picture of the size `drawn`, or
+    both."""
+
+    question: str
+    answer: str = ""
+    shown: tuple[Size, ...] = ()
+    drawn: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -79,25 +90,26 @@ class Layout:
         after it. Every answer is trained; what is beyond `max_length` is cut off."""
         if not turns or len(turns) % 2:
             raise ValueError(f"{len(turns)} turns; expected pairs of question and answer")
-        picture = () if size is None else self._centres(size, check=not self.official)
-        shown = self._shown(picture)
-        first = shown + turns[0] if image_first else turns[0] + shown
-        pieces, start = [*self._system], ""
-        for question, answer in zip([first, *turns[2::2]], turns[1::2], strict=True):
-            pieces += [(start + self.instruction.format(instruction=question), False), (answer, True)]
-            start = self.turn_sep
-        return self._sample(pieces, read=[picture] if picture else [])
+        told = [Turn(*pair) for pair in zip(turns[::2], turns[1::2], strict=True)]
+        told[0] = told[0]._replace(shown=() if size is None else (size,))
+        return self._sample(*self._told(told, image_first, check=(not self.official, False)))
 
     def edit(
         self, instruction: str, source: Size, target: Size, response: str = "", image_first: bool = True
     ) -> Sample:
         """An instruction, "" for a dropped one, beside the picture `source`, and the answer: words and the picture
         `target`. Trained are the words, `<img>` and `</s>`. Raises ValueError for one that is too long."""
-        read, drawn = self._centres(source), self._centres(target, check=not self.official)
-        shown = self._shown(read)
-        question = self.instruction.format(instruction=shown + instruction if image_first else instruction + shown)
-        pieces = [*self._system, (question, False), (response + self._drawn, True)]
-        return self._sample(pieces, [read], [drawn], most=self.max_length - self.official)
+        told = [Turn(instruction, response, (source,), target)]
+        most = self.max_length - self.official
+        return self._sample(*self._told(told, image_first, check=(True, not self.official)), most=most)
+
+    def dialogue(self, turns: Sequence[Turn], image_first: bool = True) -> Sample:
+        """Any turns, with pictures in the questions and in the answers. As in a conversation every answer is trained;
+        a dialogue that is drawn in must not be too long."""
+        if not turns:
+            raise ValueError("a dialogue without turns; give one or more")
+        drawn = any(turn.drawn for turn in turns)
+        return self._sample(*self._told(turns, image_first), most=self.max_length if drawn else None)
 
     def caption(
         self, caption: str, size: Size, image_first: bool = True, request: str | None = None, answer: str = ""
@@ -123,12 +135,46 @@ class Layout:
         text = opening + "".join(map(self._shown, pictures)) + text.removeprefix(opening)
         return self._sample([(text + "<img>" * draw, False)], pictures, answered=False)
 
+    def ask(self, turns: Sequence[Turn], draw: bool = False) -> Sample:
+        """A dialogue whose last question is to be answered; `draw`: with a picture at once. Of the pictures only those
+        that are read come with it: one that was drawn before is there as its image tokens, as in training. Raises
+        ValueError for one that is too long, and for a last turn that has its answer already."""
+        if not turns or turns[-1].answer or turns[-1].drawn:
+            raise ValueError("a dialogue ends with a question; leave its last answer out")
+        pieces, read, drawn = self._told(turns, True, check=(False, False))
+        told = self._sample([*pieces[:-1], ("<img>" * draw, False)], read, drawn, answered=False)
+        centres = [centre for picture in read for centre in picture]
+        return replace(
+            told,
+            embeds_cmp_mask=[True] * len(centres),
+            embeds_gen_mask=[False] * len(centres),
+            patch_positions=centres if self.grids else None,
+            patch_lengths=[len(picture) for picture in read],
+        )
+
     def squares(self, picture: Image.Image) -> list[Image.Image]:
         """The sub-images of a picture, the whole last, as the vision encoder reads them: one for each position."""
         side, count = self.base_resolution, len(self._centres(picture.size, check=False))
         return process_anyres_image(picture, self.grids or ("1x1",), side)[0][-count:]
 
     # Parts
+
+    def _told(
+        self, turns: Sequence[Turn], image_first: bool, check: tuple[bool, bool] = (True, True)
+    ) -> tuple[list[Piece], list[tuple[Centre, ...]], list[tuple[Centre, ...]]]:
+        """The pieces of turns, and where the sub-images of what is read and of what is drawn lie. check: whether the
+        sizes of either must be within the limits."""
+        pieces, read, drawn, start = [*self._system], [], [], ""
+        for turn in turns:
+            pictures = [self._centres(size, check[0]) for size in turn.shown]
+            shown, answer = "".join(map(self._shown, pictures)), turn.answer
+            question = shown + turn.question if image_first else turn.question + shown
+            if turn.drawn:
+                drawn.append(self._centres(turn.drawn, check[1]))
+                answer += self._drawn
+            pieces += [(start + self.instruction.format(instruction=question), False), (answer, True)]
+            read, start = read + pictures, self.turn_sep
+        return pieces, read, drawn
 
     @cached_property
     def _image_ids(self) -> frozenset[int]:
