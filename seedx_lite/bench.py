@@ -198,7 +198,7 @@ def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:
     tower = VisionTransformerWithAttnPool(**vars(preset.vit)).eval()
     if name == "mllm":
         layout = mllm.new_layout(preset)
-        batches = mllm.Batches(preset, layout, tower, "untrained", folder)
+        batches = mllm.Batches(mllm.pretraining(preset, layout, folder), layout, tower, "untrained", folder)
         mllm.train_mllm(mllm.new_model(preset, layout, 0), batches, preset.training.mllm, 0, folder)
         return json.loads((folder / "training.json").read_text())
     scheduler = DDIMScheduler(**foundations.noise_schedule(preset))

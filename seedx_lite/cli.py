@@ -30,6 +30,8 @@ TRAININGS = {
         "detokenizer-unpooled": ("detokenizer", "stage1_unpooled", "the same from all embeddings of the ViT"),
         "detokenizer-edits": ("detokenizer", "stage2", "the de-tokenizer, stage 2: with a condition image"),
         "mllm": ("mllm", "mllm", "the multimodal language model: reads and draws visual embeddings"),
+        "sft-chat": ("sft", "sft_chat", "it further, on dialogues: reading, finding and drawing by instruction"),
+        "sft-edit": ("sft", "sft_edit", "it further, on edits: a picture and an instruction to the picture after it"),
     },
 }
 EVALUATIONS = {  # what is measured, and the stages whose artifacts that needs, as (group, stage)

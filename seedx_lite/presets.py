@@ -137,12 +137,21 @@ class MLLMConfig:
     lora_r: int = 32
     lora_alpha: int = 32
     lora_dropout: float = 0.05
-    files: dict[str, float] = field(default_factory=dict)  # files or folders of own samples: share of the training
+    files: dict[str, float] = field(default_factory=dict)  # files or folders of own samples: share of pre-training,
+    chat_files: dict[str, float] = field(default_factory=dict)  # … of the tuning on dialogues,
+    edit_files: dict[str, float] = field(default_factory=dict)  # … and of that on edits
 
     def __post_init__(self):
         square = math.isqrt(max(self.input_tokens, 0)) ** 2
         _require(square == self.input_tokens > 0, f"mllm.input_tokens={self.input_tokens}: expected a square, like 64")
-        _require(sum(self.files.values()) < 0.9, f"mllm.files={self.files}: expected shares that sum to less than 0.9")
+        for name in ("files", "chat_files", "edit_files"):
+            shares = getattr(self, name)
+            _require(sum(shares.values()) < 0.9, f"mllm.{name}={shares}: expected shares that sum to less than 0.9")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """What decides the weights of any training, but for the files."""
+        return {key: value for key, value in vars(self).items() if not key.endswith("files")}
 
 
 @dataclass(frozen=True)
@@ -216,10 +225,8 @@ class TextToImageConfig:
     people: float = 2.0  # how often scenes with people are drawn, against others
 
     def __post_init__(self):
-        known = ("v_prediction", "epsilon")
-        _require(
-            self.prediction_type in known, f"prediction_type={self.prediction_type}: expected {' or '.join(known)}"
-        )
+        told = f"prediction_type={self.prediction_type}: expected v_prediction or epsilon"
+        _require(self.prediction_type in ("v_prediction", "epsilon"), told)
 
 
 @dataclass(frozen=True)
@@ -234,6 +241,8 @@ class TrainingConfigs:
     reader_2: TrainConfig
     llama: TrainConfig | None = None
     mllm: TrainConfig | None = None
+    sft_chat: TrainConfig | None = None
+    sft_edit: TrainConfig | None = None
     vit_dense: TrainConfig | None = None  # goes on where `vit` ended, with frozen text encoders
     sdxl_words: TrainConfig | None = None  # goes on where `sdxl` ended, with a lesson on words
     detokenizer_edits: TrainConfig | None = None  # stage 2: goes on where `detokenizer` ended, with condition images

@@ -110,7 +110,7 @@ def test_reproduce_passes_parameters(capsys, monkeypatch, tmp_path):
     assert first[0] == ("notebooks", tmp_path / "runs/lite", {})
     assert trained.pop(0) == "looked", "a slip shows before the training, not hours later"
     stages = ["vit", "sdxl", "llama", "reader", "reader_2"]
-    stages += ["detokenizer", "detokenizer-unpooled", "detokenizer-edits", "mllm"]
+    stages += ["detokenizer", "detokenizer-unpooled", "detokenizer-edits", "mllm", "sft-chat", "sft-edit"]
     assert trained == [(name, True) for name in stages], "once, in their order"
     given = {"preset": "smoke", "scenes": 3, "names": ["a", "b"]}
     assert second == (("notebooks", tmp_path / "runs/smoke", given), {"only": "00"})

@@ -24,7 +24,7 @@ from seedx_lite.training import detokenizer
 from seedx_lite.training import mllm as stage
 from seedx_lite.training.foundations import sdxl
 from seedx_lite.training.llama import llama
-from seedx_lite.training.mllm import Batches, MLLMVariant, mllm, new_layout
+from seedx_lite.training.mllm import Batches, MLLMVariant, mllm, new_layout, pretraining
 from seedx_lite.training.reader import reader
 from seedx_lite.training.tuning import NOISE, SCENES, Imagined, Tuning, tuned
 from seedx_lite.training.vit import vit
@@ -101,8 +101,9 @@ class Cells(Grid):
             adapters = (read_adapter(folder, self.folders["sdxl"]) for folder in folders)
             return [detokenizer.validation_loss(adapter, samples) for adapter in adapters]
         tower = VisionTransformerWithAttnPool.from_pretrained(self.folders["vit"])
-        told = (self.preset, new_layout(self.preset, variant), tower, read_manifest(self.folders["vit"])["id"])
-        batches = Batches(*told, self.runs, split="validation", drawing=True)
+        layout, split = new_layout(self.preset, variant), "validation"
+        parts = pretraining(self.preset, layout, self.runs, split, drawing=True)
+        batches = Batches(parts, layout, tower, read_manifest(self.folders["vit"])["id"], self.runs, split=split)
         return [stage.validation_loss(ContinuousLVLM.from_pretrained(folder), batches) for folder in folders]
 
     def measured(self, name: str, seed: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from PIL import Image
@@ -48,6 +48,8 @@ class Scenes:
     `draw_scenes`. forms: shares of what is made of them. Scenes that are not of one square are read, but not drawn:
     de-tokenizers draw squares."""
 
+    forms: ClassVar[Mapping[str, float]] = FORMS
+
     def __init__(
         self,
         layout: Layout,
@@ -55,22 +57,30 @@ class Scenes:
         size: tuple[int, int],
         split: str = "train",
         cache: str | Path | None = None,
-        forms: Mapping[str, float] = FORMS,
+        forms: Mapping[str, float] | None = None,
     ):
         self.layout, self.split, self.size = layout, split, size
         self.squares = draw_scenes(split, count, "narrow", size, cache=cache).pictures
         self.each = len(layout.squares(Image.new("RGB", size)))
         if self.each > 1:
             self.squares = _stacked([Image.fromarray(picture) for picture in self.squares], layout)
-        self.shares = {form: share for form, share in forms.items() if self.each == 1 or form != "drawing"}
+        self.shares = {
+            form: share for form, share in (forms or self.forms).items() if self.each == 1 or form != "drawing"
+        }
 
     def __len__(self) -> int:
         return len(self.squares) // self.each
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[Sample, Sequence[int]]:
-        scene = sample_scene(index, self.split, "narrow", self.size)
-        rows = range(index * self.each, (index + 1) * self.each)
-        return scene_sample(self.layout, _pick(self.shares, rng), scene, rng), rows
+        return scene_sample(self.layout, pick(self.shares, rng), self.scene(index), rng), self.rows(index)
+
+    def scene(self, index: int) -> Scene:
+        """What an entry shows."""
+        return sample_scene(index, self.split, "narrow", self.size)
+
+    def rows(self, index: int) -> list[int]:
+        """The rows of its picture."""
+        return list(range(index * self.each, (index + 1) * self.each))
 
 
 def scene_sample(layout: Layout, form: str, scene: Scene, rng: np.random.Generator) -> Sample:
@@ -80,7 +90,7 @@ def scene_sample(layout: Layout, form: str, scene: Scene, rng: np.random.Generat
     if form == "caption":
         return layout.caption(full_caption(scene, rng), size)
     if form == "drawing":
-        return layout.caption(caption(scene, _pick(DRAWN, rng), rng), size, image_first=False)
+        return layout.caption(caption(scene, pick(DRAWN, rng), rng), size, image_first=False)
     if form == "grounded":
         return layout.conversation([READING.format(question=LOCATE), grounded_description(scene, rng)], size)
     if form == "detection" and (pairs := detections(scene, rng)):
@@ -192,7 +202,8 @@ class Mixture:
         return np.random.default_rng([self.seed, zlib.crc32(name.encode()), round_]).permutation(count)
 
 
-def _pick(shares: Mapping[str, float], rng: np.random.Generator) -> str:
+def pick(shares: Mapping[str, float], rng: np.random.Generator) -> str:
+    """One of the names, in these shares."""
     weights = np.array(list(shares.values()))
     return list(shares)[rng.choice(len(weights), p=weights / weights.sum())]
 

@@ -8,11 +8,11 @@ read and to draw: cross-entropy on the words, and squared error to the pooled vi
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from seedx_lite.data.check import data_files
 from seedx_lite.data.collate import collate
 from seedx_lite.data.corpora import DRAWN, FORMS, Corpus, Files, Mixture, Scenes
 from seedx_lite.data.layout import IGNORED, Layout, Sample
+from seedx_lite.data.prompts import READING
 from seedx_lite.data.tokenizer import IMAGE_TOKENS, llm_tokenizer
 from seedx_lite.models.mllm import ContinuousLVLM, ContinuousLVLMConfig
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, pool_embeddings
@@ -38,6 +39,7 @@ from .vit import vit
 WIDE = 0.06  # share of scenes twice as wide as high, which are read in two squares and as a whole
 WINDOW = 16  # steps whose samples are sorted, see `Batches`
 STANDARD = 2048  # pictures of which the scale of targets is taken
+T = TypeVar("T")
 CONNECTORS = ("one_layer", "deep", "wide", "flow", "deep_flow")
 
 
@@ -71,10 +73,46 @@ class MLLMVariant(Variation):
         return told
 
 
-def new_layout(preset: Preset, variant: MLLMVariant = MLLMVariant()) -> Layout:
-    """How samples of pre-training are laid out: texts as they are, in one of the forms of `prompts.py`."""
+def new_layout(preset: Preset, variant: MLLMVariant = MLLMVariant(), instruction: str = "{instruction}") -> Layout:
+    """How samples are laid out: in pre-training texts as they are, in one of the forms of `prompts.py`."""
     tokens = preset.llm.max_position_embeddings, preset.mllm.input_tokens, variant.n or preset.n_embeddings
-    return Layout(llm_tokenizer(), *tokens, base_resolution=preset.vit.image_size, instruction="{instruction}")
+    return Layout(llm_tokenizer(), *tokens, base_resolution=preset.vit.image_size, instruction=instruction)
+
+
+Parts = tuple[dict[str, Corpus], dict[str, float]]  # corpora, and the weight of each
+
+
+def pretraining(preset: Preset, layout: Layout, runs: str | Path, split: str = "train", drawing: bool = False) -> Parts:
+    """What pre-training is on. drawing: nothing but captions to draw from, as in the cells of an ablation."""
+    if drawing:
+        return {"narrow": squares_of(Scenes, preset, layout, runs, split, forms={"drawing": 1.0})}, {"narrow": 1.0}
+    return with_files(scenes_of(Scenes, preset, layout, runs, split), layout, preset.mllm.files)
+
+
+def squares_of(
+    kind: Callable[..., T], preset: Preset, layout: Layout, runs: str | Path, split: str, **options: Any
+) -> T:
+    """A corpus of pictures of one square, as many as the preset has scenes in a split."""
+    count = preset.data.train_scenes if split == "train" else preset.data.validation_scenes
+    return kind(layout, count, (preset.image_size,) * 2, split, project_path(runs) / "cache", **options)
+
+
+def scenes_of(kind: type[Scenes], preset: Preset, layout: Layout, runs: str | Path, split: str) -> Parts:
+    """Scenes of one square, and some that are twice as wide."""
+    narrow = squares_of(kind, preset, layout, runs, split)
+    size = (2 * preset.image_size, preset.image_size)
+    wide = kind(layout, max(1, len(narrow) // 12), size, split, project_path(runs) / "cache")
+    return {"narrow": narrow, "wide": wide}, {"narrow": 1 - WIDE, "wide": WIDE}
+
+
+def with_files(parts: Parts, layout: Layout, files: Mapping[str, float], question: str = READING) -> Parts:
+    """Own files added, with the shares that they are given; the first corpus has so much less. question: see
+    `Files`."""
+    corpora, weights = dict(parts[0]), dict(parts[1])
+    weights[next(iter(weights))] -= sum(files.values())
+    for path, share in files.items():
+        corpora[path], weights[path] = Files(layout, project_path(path), question), share
+    return corpora, weights
 
 
 def new_model(
@@ -108,36 +146,26 @@ class Batches:
 
     The samples of `WINDOW` steps are sorted by the squares of their pictures, and else left in their order, so that few
     steps have wide pictures, and all others little padding. Processes share out a step: together they see what one
-    alone would. drawing: nothing but captions to draw from, as in the cells of an ablation.
+    alone would.
     """
 
     def __init__(
         self,
-        preset: Preset,
+        parts: Parts,
         layout: Layout,
         tower: VisionTransformerWithAttnPool,
         vit_id: str,
         runs: str | Path,
         seed: int = 0,
         split: str = "train",
-        drawing: bool = False,
     ):
-        cache, side = project_path(runs) / "cache", preset.image_size
-        files, forms = ({}, {"drawing": 1.0}) if drawing else (preset.mllm.files, FORMS)
-        count = preset.data.train_scenes if split == "train" else preset.data.validation_scenes
-        corpora: dict[str, Corpus] = {"narrow": Scenes(layout, count, (side, side), split, cache, forms)}
-        weights = {"narrow": 1 - WIDE - sum(files.values())}
-        if not drawing:
-            corpora["wide"] = Scenes(layout, max(1, count // 12), (2 * side, side), split, cache)
-            weights["wide"] = WIDE
-        for path, share in files.items():
-            corpora[path], weights[path] = Files(layout, project_path(path)), share
+        corpora, weights = parts
         self.mixture, self.pad = Mixture(corpora, weights, seed), layout.tokenizer.pad_token_id
         self._window = lru_cache(maxsize=1)(self._sorted)
         self.tables = {}  # by corpus [P, T, K]
         for name, corpus in corpora.items():
             called = f"{split}-" + re.sub(r"\W", "_", name)
-            self.tables[name] = kept_embeddings(tower, vit_id, called, corpus.squares, preset.vit.n_queries, runs)
+            self.tables[name] = kept_embeddings(tower, vit_id, called, corpus.squares, tower.config["n_queries"], runs)
 
     def scale(self, n: int) -> dict[str, list[float]]:
         """Mean and deviation of each channel of embeddings pooled to `n`, as `ContinuousLVLMConfig` takes them."""
@@ -172,7 +200,13 @@ def balanced_loss(model: ContinuousLVLM, batch: dict[str, Tensor | None]) -> tup
 
 
 def train_mllm(
-    model: ContinuousLVLM, batches: Batches, config: TrainConfig, seed: int, folder: Path, half: Path | None = None
+    model: ContinuousLVLM,
+    batches: Batches,
+    config: TrainConfig,
+    seed: int,
+    folder: Path,
+    half: Path | None = None,
+    title: str = "multimodal language model",
 ) -> None:
     """Trains what of `model` is to be trained; `folder` gets training.json and the checkpoint, and `half` the weights
     after half of the steps."""
@@ -186,7 +220,7 @@ def train_mllm(
     visits: dict[int, Callable[[], None]] = {}
     if half:
         visits[config.steps // 2] = lambda: model.save_pretrained(half)
-    about = {"seed": seed, "title": "multimodal language model", "visits": visits}
+    about = {"seed": seed, "title": title, "visits": visits}
     train(model, batch_at, loss_of, config, folder, **about).save(folder / "training.json")
 
 
@@ -219,23 +253,28 @@ def mllm(
 
     def build(folder: Path) -> None:
         layout, tower = new_layout(preset, variant), VisionTransformerWithAttnPool.from_pretrained(upstream[0])
-        batches = Batches(preset, layout, tower, read_manifest(upstream[0])["id"], runs, seed, drawing=cell is not None)
+        parts = pretraining(preset, layout, runs, drawing=cell is not None)
+        batches = Batches(parts, layout, tower, read_manifest(upstream[0])["id"], runs, seed)
         scale = batches.scale(layout.output_tokens) if variant.standardise else {}
         model = new_model(preset, layout, seed, upstream[1], variant, **scale)
         train_mllm(model, batches, config, seed, folder, half=cell and half_folder(preset, cell, seed, runs))
         model.to("cpu").save_pretrained(folder)
         layout.tokenizer.save_pretrained(folder)
 
-    recipe = {"mllm": asdict(preset.mllm), "output_resampler": settings["output_resampler"], "training": config.recipe}
+    recipe = {"mllm": preset.mllm.recipe, "output_resampler": settings["output_resampler"], "training": config.recipe}
     recipe |= {"drawn": DRAWN, "scenes": preset.data.train_scenes}
     recipe |= {"standardise": True} if variant.standardise else {}
     if cell is None:
         recipe |= {"forms": FORMS, "wide": WIDE}
-        recipe["files"] = {path: _hash(project_path(path)) for path in preset.mllm.files}
+        recipe["files"] = files_recipe(preset.mllm.files)
     about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": upstream}
     return ensure(cell or "mllm", build, **about, retrain=retrain, runs=runs)
 
 
-def _hash(path: Path) -> str:
-    """Of the lines and tars below a folder; not of the pictures that lines name."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in data_files(path))).hexdigest()[:12]
+def files_recipe(files: Mapping[str, float]) -> dict[str, tuple[float, str]]:
+    """By path the share of own files, and a hash of their lines and tars; not of the pictures that lines name."""
+    told = {}
+    for path, share in files.items():
+        content = b"".join(file.read_bytes() for file in data_files(project_path(path)))
+        told[path] = share, hashlib.sha256(content).hexdigest()[:12]
+    return told

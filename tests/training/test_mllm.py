@@ -19,7 +19,7 @@ from seedx_lite.models.resamplers import Resampler
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, embed_pictures, pool_embeddings
 from seedx_lite.presets import load_preset
 from seedx_lite.training import mllm as stage
-from seedx_lite.training.mllm import Batches, MLLMVariant, balanced_loss, mllm, new_layout, new_model
+from seedx_lite.training.mllm import Batches, MLLMVariant, balanced_loss, mllm, new_layout, new_model, pretraining
 from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import sample_scene
 
@@ -35,7 +35,8 @@ def runs(tmp_path_factory):
 def batches(runs):
     torch.manual_seed(0)
     tower = VisionTransformerWithAttnPool(**vars(SMOKE.vit)).eval()
-    return Batches(SMOKE, new_layout(SMOKE), tower, "untrained", runs)
+    layout = new_layout(SMOKE)
+    return Batches(pretraining(SMOKE, layout, runs), layout, tower, "untrained", runs)
 
 
 def test_the_stage_trains_what_it_should(runs):
@@ -190,7 +191,8 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
         folder.mkdir(parents=True)
         shared = folder if world == 1 else stage.Path({str(tmp_path)!r}, "shared")
         shared.mkdir(exist_ok=True)
-        stage.train_mllm(new_model(preset, layout, 0), Batches(preset, layout, tower, "x", runs), config, 0, shared)
+        batches = Batches(pretraining(preset, layout, runs), layout, tower, "x", runs)
+        stage.train_mllm(new_model(preset, layout, 0), batches, config, 0, shared)
     """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
