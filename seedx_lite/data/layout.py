@@ -141,7 +141,7 @@ class Layout:
         ValueError for one that is too long, and for a last turn that has its answer already."""
         if not turns or turns[-1].answer or turns[-1].drawn:
             raise ValueError("a dialogue ends with a question; leave its last answer out")
-        pieces, read, drawn = self._told(turns, True, check=(False, False))
+        pieces, read, drawn = self._told(turns, True, check=(True, False))
         told = self._sample([*pieces[:-1], ("<img>" * draw, False)], read, drawn, answered=False)
         centres = [centre for picture in read for centre in picture]
         return replace(

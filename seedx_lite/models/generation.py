@@ -55,6 +55,7 @@ def generate(
     max_new_tokens: int = 120,
     force_image: bool = False,
     official: bool = False,
+    stream: Callable[[int, list[int]], None] | None = None,
 ) -> list[Generated]:
     """The most likely continuation of each prompt.
 
@@ -68,6 +69,7 @@ def generate(
         chain: `<img>`, N image tokens, `</img>`.
         max_new_tokens: a picture is begun only where it fits (official: it is cut off, and lost).
         force_image: an answer without a picture gets one after its text.
+        stream: called with the number of a prompt and its new ids, whenever there are some.
 
     Raises ValueError for prompts that do not fit the context, are padded on the right or end inside a picture, and
     where a picture that has to be drawn does not fit `max_new_tokens`.
@@ -94,6 +96,8 @@ def generate(
             if force_image and not answer.pictures and (token in ends or answer.room == len(chain)):
                 token = chain[0]
             blocks.append(answer.add(rest.get(answer.last) or [token, *rest.get(token, [])], ends))
+            if stream and blocks[-1]:
+                stream(len(blocks) - 1, blocks[-1])
         drawn = [len(block) > 1 and block[-1] == chain[-1] for block in blocks]
         if not any(drawn) and not any(answer.room for answer in answers):
             return [answer.result(chain, official) for answer in answers]

@@ -5,6 +5,7 @@ of a picture from the vision encoder, K their channels, R positions of a picture
 Q visual embeddings that are predicted for it, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -205,6 +206,7 @@ class ContinuousLVLM(PreTrainedModel):
         max_new_tokens: int = 120,
         force_image: bool = False,
         generator: torch.Generator | None = None,
+        stream: Callable[[int, list[int]], None] | None = None,
         **shown: Tensor | None,
     ) -> list[Generated]:
         """The most likely answer to each prompt; see `generation.generate`, which tells of the errors.
@@ -214,12 +216,14 @@ class ContinuousLVLM(PreTrainedModel):
             max_new_tokens: per prompt, the tokens of pictures included.
             force_image: a prompt that is answered without a picture gets one after the text.
             generator: of the noise that flow matching begins with; regression has none.
+            stream: called with the number of a prompt and its new ids, whenever there are some.
             shown: what the prompts show, as in `embed`: image_embeds, embeds_cmp_mask, ids_cmp_mask, patch_positions.
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = self.embed(input_ids, **shown), attention_mask, input_ids[:, -1].tolist()
-        limits = {"max_new_tokens": max_new_tokens, "force_image": force_image, "official": self.config.official}
-        return generate(self.llm, partial(self._draw, generator=generator), *prompts, self.config.chain, **limits)
+        options = {"max_new_tokens": max_new_tokens, "force_image": force_image, "official": self.config.official}
+        draw = partial(self._draw, generator=generator)
+        return generate(self.llm, draw, *prompts, self.config.chain, **options, stream=stream)
 
     def _draw(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Hidden states [·, N, D] → visual embeddings [·, Q, K], on the scale of the vision encoder."""

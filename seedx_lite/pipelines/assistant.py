@@ -4,7 +4,7 @@ Lists in, lists out; a single picture or text stands for a list of one. What the
 embeddings; the de-tokenizer makes the picture.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -20,11 +20,11 @@ from seedx_lite.models.generation import Generated
 from seedx_lite.models.mllm import ContinuousLVLM
 from seedx_lite.world.language import BOX_START, DETECTION_PROMPT, find_boxes
 from .detokenizer import DetokenizerPipeline
+from .dialogue import Box, Message, Reply, read_history, reply
 from .processor import LVLMProcessor
 from .text_to_image import noise
 
 Pictures = Image.Image | Sequence[Image.Image]
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 T = TypeVar("T")
 BATCH = 32  # prompts at a time
 
@@ -120,36 +120,95 @@ class SeedX:
         answers = self._generated(asked, None, len(self.model.config.chain) - 1, draw=True, generator=source)
         return torch.stack([answer.pictures[0] for answer in answers])
 
+    def chat(
+        self,
+        history: Sequence[Message],
+        image: Image.Image | None = None,
+        seed: int = 0,
+        force_image: bool = False,
+        max_new_tokens: int = 160,
+        stream: Callable[[str], None] | None = None,
+        **settings: Any,
+    ) -> Reply:
+        """The reply to a history of messages, see `dialogue.py`, by a model that was tuned on instructions.
+
+        image: one more picture, shown with the last question. force_image: a reply without a picture gets one. stream:
+        called with the words so far whenever there are more. seed, settings: as in `draw`.
+        """
+        turns, shown = read_history(history, image)
+        ids: list[int] = []
+
+        def tell(_row: int, new: list[int]) -> None:
+            ids.extend(new if len(new) == 1 else ())  # a picture comes as a whole
+            stream(self._said(ids))
+
+        options = {"force_image": force_image, "stream": tell if stream else None}
+        [answer] = self._answers(lambda _: self.processor.dialogues([turns], [shown]), 1, max_new_tokens, **options)
+        drawn = self.decode(torch.stack(answer.pictures), seed, **settings) if answer.pictures else []
+        return reply(self._said(answer.text_ids), drawn, shown[-1] if shown else None)
+
+    def edit(
+        self, pictures: Pictures, instructions: str | Sequence[str], seed: int = 0, **settings: Any
+    ) -> list[Reply]:
+        """Each picture as its instruction says, the rest as it was: the picture itself is the condition image. A reply
+        without a picture says why. seed, settings: as in `draw`, but that guidance ends after three quarters of the
+        steps; the noise depends on the place in the list.
+
+        Raises ValueError for an empty instruction, and for a de-tokenizer that takes no condition image.
+        """
+        asked, shown = _paired(instructions, "instructions", pictures)
+        if not self.detokenizer.takes_condition:
+            raise ValueError("this de-tokenizer takes no condition image; give one of the second stage")
+        turns = [read_history([{"role": "user", "content": [*pair]}])[0] for pair in zip(shown, asked, strict=True)]
+        prompts = [[picture] for picture in shown]
+        answers = self._answers(lambda part: self.processor.dialogues(turns[part], prompts[part]), len(turns), 160)
+        told = [number for number, answer in enumerate(answers) if answer.pictures]
+        side, drawn = (self.detokenizer.image_size,) * 2, {}
+        if told:
+            embeds = torch.stack([answers[number].pictures[0] for number in told]).to(self.detokenizer.device)
+            conditions = [shown[number].convert("RGB").resize(side) for number in told]
+            settings = {"condition_images": conditions, "guidance_end": 0.75} | settings
+            made = self.detokenizer(embeds, generator=noise(seed, told), **settings).images
+            drawn = dict(zip(told, made, strict=True))
+        said = [self._said(answer.text_ids) for answer in answers]
+        return [reply(text, [drawn[n]] if n in drawn else [], shown[n]) for n, text in enumerate(said)]
+
     # Parts
 
     def _texts(
         self, texts: Sequence[str], pictures: Sequence[Image.Image], most: int, blind: bool = False
     ) -> list[str]:
-        answers, tokenizer = self._generated(texts, pictures, most, blind=blind), self.processor.layout.tokenizer
-        kept = ([token for token in answer.text_ids if token != tokenizer.eos_token_id] for answer in answers)
-        return [tokenizer.decode(ids).strip() for ids in kept]
+        return [self._said(answer.text_ids) for answer in self._generated(texts, pictures, most, blind=blind)]
 
-    @torch.no_grad()
+    def _said(self, ids: Sequence[int]) -> str:
+        tokenizer = self.processor.layout.tokenizer
+        return tokenizer.decode([token for token in ids if token != tokenizer.eos_token_id]).strip()
+
     def _generated(
         self,
         texts: Sequence[str],
         pictures: Sequence[Image.Image] | None,
         most: int,
         draw: bool = False,
-        blind: bool = False,
-        generator: torch.Generator | None = None,
+        **options: Any,
     ) -> list[Generated]:
-        answers, vit = [], self.detokenizer.vit
-        for start in range(0, len(texts), BATCH):
-            part = slice(start, start + BATCH)
-            shown = None if pictures is None else [[picture] for picture in pictures[part]]
-            batch: dict[str, Any] = self.processor(texts[part], shown, draw)
+        shown = [[]] * len(texts) if pictures is None else [[picture] for picture in pictures]
+        return self._answers(lambda part: self.processor(texts[part], shown[part], draw), len(texts), most, **options)
+
+    @torch.no_grad()
+    def _answers(
+        self, prompts: Callable[[slice], dict[str, Any]], count: int, most: int, blind: bool = False, **options: Any
+    ) -> list[Generated]:
+        """The answers to `count` prompts, of which `prompts` makes batches; options go to `ContinuousLVLM.generate`."""
+        answers, vit = list[Generated](), self.detokenizer.vit
+        for start in range(0, count, BATCH):
+            batch = prompts(slice(start, start + BATCH))
             pixels = batch.pop("pixel_values")
             batch = {name: None if value is None else value.to(self.model.device) for name, value in batch.items()}
             if pixels is not None:
                 embeds = vit.zero_embeddings().expand(len(pixels), -1, -1) if blind else vit(pixels.to(vit.proj))
                 batch["image_embeds"] = embeds.to(self.model.device)
-            answers += self.model.generate(**batch, max_new_tokens=most, generator=generator)
+            answers += self.model.generate(**batch, max_new_tokens=most, **options)
         return answers
 
 

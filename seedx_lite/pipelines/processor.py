@@ -1,14 +1,18 @@
 """From pictures and texts to what the language model takes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from seedx_lite.data.collate import collate
-from seedx_lite.data.layout import Layout
+from seedx_lite.data.layout import Layout, Sample, Turn
+from seedx_lite.data.prompts import INSTRUCTION
 from seedx_lite.models.vit import preprocess
+
+MOST_ELONGATED = 0.2  # ratio of the sides of a picture in a dialogue: no grid of sub-images is that long
 
 
 class LVLMProcessor:
@@ -41,6 +45,19 @@ class LVLMProcessor:
             raise ValueError(f"{len(texts)} texts and {len(pictures)} lists of pictures; expected one list per text")
         sizes = ([picture.size for picture in some] for some in pictures)
         samples = [self.layout.prompt(text, own, draw) for text, own in zip(texts, sizes, strict=True)]
+        return self._batch(samples, pictures)
+
+    def dialogues(
+        self, dialogues: Sequence[Sequence[Turn]], pictures: Sequence[Sequence[Image.Image]]
+    ) -> dict[str, Tensor | None]:
+        """The same for dialogues whose last question is open, in the form of instructions. pictures: those that each of
+        them shows, in order. Raises ValueError as `Layout.ask` does, also for a picture with a side of less than a
+        quarter of what the vision encoder reads."""
+        limits = {"min_resolution": self.layout.base_resolution // 4, "min_aspect_ratio": MOST_ELONGATED}
+        layout = replace(self.layout, instruction=INSTRUCTION, **limits)
+        return self._batch([layout.ask(turns) for turns in dialogues], pictures)
+
+    def _batch(self, samples: Sequence[Sample], pictures: Sequence[Sequence[Image.Image]]) -> dict[str, Tensor | None]:
         batch = collate(samples, self.layout.tokenizer.pad_token_id, left=True)
         pixels = self.pixels([picture for some in pictures for picture in some])
         names = ("input_ids", "attention_mask", "ids_cmp_mask", "embeds_cmp_mask", "patch_positions")

@@ -5,33 +5,16 @@ import pytest
 import torch
 from PIL import Image
 
-from seedx_lite.data.layout import Layout
-from seedx_lite.data.tokenizer import IMAGE_TOKENS, llm_tokenizer
 from seedx_lite.models.generation import Generated
-from seedx_lite.models.mllm import ContinuousLVLM, ContinuousLVLMConfig
 from seedx_lite.pipelines.assistant import SeedX, draw_boxes
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
-from seedx_lite.presets import load_preset
 
 STEPS = {"num_inference_steps": 2}
 
 
-def build(parts, **changes):
-    preset, tokenizer = load_preset("smoke", ["mllm.input_tokens=16"]), llm_tokenizer()
-    torch.manual_seed(0)
-    ids = {"boi_token_id": "<img>", "eoi_token_id": "</img>"}
-    ids = {key: tokenizer.convert_tokens_to_ids(token) for key, token in ids.items()}
-    image_ids = tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS[:64]))
-    model = ContinuousLVLM(ContinuousLVLMConfig(**preset.mllm_kwargs, **ids, image_token_ids=image_ids, **changes))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)  # for answers that differ
-    layout = Layout(tokenizer, 1024, 16, 64, base_resolution=preset.vit.image_size, instruction="{instruction}")
-    return SeedX(model, layout, DetokenizerPipeline(**parts))
-
-
 @pytest.fixture(scope="module")
-def seedx(detokenizer_parts):
-    return build(detokenizer_parts)
+def seedx(assistant_of, detokenizer_parts):
+    return assistant_of(detokenizer_parts)
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +103,7 @@ def test_wrong_requests_are_told(seedx, pictures):
             request()
 
 
-def test_parts_that_do_not_fit(detokenizer_parts):
+def test_parts_that_do_not_fit(seedx, detokenizer_parts):
     """Bug: a de-tokenizer for another N reads nonsense from the language model."""
     with pytest.raises(ValueError, match="draws 64 embeddings of 32, the de-tokenizer reads 256 of 32"):
-        seedx = build(detokenizer_parts)
         SeedX(seedx.model, seedx.processor.layout, DetokenizerPipeline(**detokenizer_parts, vit_down=1))
