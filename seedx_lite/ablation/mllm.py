@@ -5,7 +5,7 @@ A variant of your own is one more entry in `MODELS`.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class Cells(Grid):
 
     def decides(self, name: str) -> list[Any]:
         variant, made = self.variant(name), [read_manifest(folder)["id"] for folder in self.folders.values()]
-        cell = [type(variant).__name__, made, variant.changes, self.config(name).recipe, asdict(self.preset.mllm)]
+        cell = [type(variant).__name__, made, variant.changes, self.config(name).recipe, self.preset.mllm.recipe]
         cell += [self.examiner.counts, STEPS, GUIDANCE]
         if isinstance(variant, Tuning):  # it goes with the main model, which may have been trained anew
             main = find("mllm", self.preset.name, 0, self.runs)
