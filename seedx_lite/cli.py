@@ -111,6 +111,13 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--only", nargs="+", default=(), help="some of the variants (all)")
         command.add_argument("--processes", type=int, default=1, help="cells at a time (1)")
 
+    command = _command(top, "merge", _merge, "make of a trained language model an assistant that opens by itself")
+    command.add_argument("checkpoint", help="a folder of `train mllm`, `train sft-chat` or `train sft-edit`")
+    command.add_argument("out", help="a new folder, for SeedX.from_pretrained")
+    command.add_argument("--adapter", help="the folder of a de-tokenizer (that of the same preset and seed)")
+    command.add_argument("--keep-lora", action="store_true", help="keep LoRA apart, to be trained further")
+    command.add_argument("--runs", default="runs", help="folder of results (runs)")
+
     command = _stage(top, "read", _read, "read a picture of the world back into a scene, and say what is there")
     command.add_argument("picture", help="a picture file")
 
@@ -219,6 +226,12 @@ def _ablate(args) -> None:
     if record["missing"]:
         print(f"not there yet: {', '.join(record['missing'])}")
     print(f"record: {path}")
+
+
+def _merge(args) -> None:
+    from seedx_lite.pipelines.merge import merge
+
+    print(f"assistant: {merge(args.checkpoint, args.out, args.adapter, args.keep_lora, args.runs)}")
 
 
 def _read(args) -> None:
