@@ -45,6 +45,8 @@ EVALUATIONS = {  # what is measured, and the stages whose artifacts that needs, 
         ("vit", "sdxl", "reader", "reader_2"),
     ),
     "mllm": ("what the language model reads in pictures, and what it draws", ("vit", "sdxl", "reader")),
+    "chat": ("how it follows instructions in several turns", ("vit", "sdxl", "reader")),
+    "edit": ("how it edits pictures by words", ("vit", "sdxl", "reader")),
 }
 
 
@@ -188,7 +190,7 @@ def _train(args) -> None:
 
 def _evaluate(args) -> None:
     preset = load_preset(args.preset, args.overrides)
-    from seedx_lite.evaluation import calibration, detokenizer, features, language_model, mllm, text_to_image
+    from seedx_lite.evaluation import calibration, detokenizer, features, language_model, text_to_image
 
     folders = {name: _run("pretrain", name, preset, args) for name in EVALUATIONS[args.target][1]}
     if args.target == "reader":
@@ -205,10 +207,17 @@ def _evaluate(args) -> None:
         path = text_to_image.compare_pilots(preset, made, args.seed, runs=args.runs)
     elif args.target == "llama":
         path = language_model.evaluate(folders["llama"], args.runs)
-    elif args.target == "mllm":
-        reader, folders["adapter"] = folders.pop("reader"), _run("train", "detokenizer", preset, args)
-        folders["mllm"] = _run("train", "mllm", preset, args)
-        path = mllm.evaluate(preset, folders, reader, seed=args.seed, runs=args.runs)
+    elif args.target in ("mllm", "chat", "edit"):
+        from seedx_lite.evaluation import instructions, mllm
+
+        stage, adapter, evaluate = {
+            "mllm": ("mllm", "detokenizer", mllm.evaluate),
+            "chat": ("sft-chat", "detokenizer", instructions.evaluate_chat),
+            "edit": ("sft-edit", "detokenizer-edits", instructions.evaluate_edit),
+        }[args.target]
+        reader = folders.pop("reader")
+        folders |= {"adapter": _run("train", adapter, preset, args), "mllm": _run("train", stage, preset, args)}
+        path = evaluate(preset, folders, reader, seed=args.seed, runs=args.runs)
     else:
         readers = {name: folders.pop(name) for name in ("reader", "reader_2")}
         folders["adapter"] = _run("train", "detokenizer", preset, args)

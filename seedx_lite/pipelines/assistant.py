@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from seedx_lite.artifacts import check_upstream
-from seedx_lite.data.layout import Layout
+from seedx_lite.data.layout import Layout, Turn
 from seedx_lite.data.prompts import READING
 from seedx_lite.models.generation import Generated
 from seedx_lite.models.mllm import ContinuousLVLM
@@ -143,9 +143,14 @@ class SeedX:
             stream(self._said(ids))
 
         options = {"force_image": force_image, "stream": tell if stream else None}
-        [answer] = self._answers(lambda _: self.processor.dialogues([turns], [shown]), 1, max_new_tokens, **options)
-        drawn = self.decode(torch.stack(answer.pictures), seed, **settings) if answer.pictures else []
-        return reply(self._said(answer.text_ids), drawn, shown[-1] if shown else None)
+        return self._replies([turns], [shown], max_new_tokens, seed, settings, **options)[0]
+
+    def replies(
+        self, histories: Sequence[Sequence[Message]], seed: int = 0, max_new_tokens: int = 160, **settings: Any
+    ) -> list[Reply]:
+        """As `chat`, to many histories at once; the noise of what is drawn depends on the place in the list."""
+        turns, shown = zip(*map(read_history, histories), strict=True)
+        return self._replies(turns, shown, max_new_tokens, seed, settings)
 
     def edit(
         self, pictures: Pictures, instructions: str | Sequence[str], seed: int = 0, **settings: Any
@@ -160,20 +165,40 @@ class SeedX:
         if not self.detokenizer.takes_condition:
             raise ValueError("this de-tokenizer takes no condition image; give one of the second stage")
         turns = [read_history([{"role": "user", "content": [*pair]}])[0] for pair in zip(shown, asked, strict=True)]
-        prompts = [[picture] for picture in shown]
-        answers = self._answers(lambda part: self.processor.dialogues(turns[part], prompts[part]), len(turns), 160)
-        told = [number for number, answer in enumerate(answers) if answer.pictures]
-        side, drawn = (self.detokenizer.image_size,) * 2, {}
-        if told:
-            embeds = torch.stack([answers[number].pictures[0] for number in told]).to(self.detokenizer.device)
-            conditions = [shown[number].convert("RGB").resize(side) for number in told]
-            settings = {"condition_images": conditions, "guidance_end": 0.75} | settings
-            made = self.detokenizer(embeds, generator=noise(seed, told), **settings).images
-            drawn = dict(zip(told, made, strict=True))
-        said = [self._said(answer.text_ids) for answer in answers]
-        return [reply(text, [drawn[n]] if n in drawn else [], shown[n]) for n, text in enumerate(said)]
+        side = (self.detokenizer.image_size,) * 2
+        conditions = [picture.convert("RGB").resize(side) for picture in shown]
+        settings = {"guidance_end": 0.75} | settings
+        return self._replies(turns, [[picture] for picture in shown], 160, seed, settings, conditions)
 
     # Parts
+
+    def _replies(
+        self,
+        turns: Sequence[Sequence[Turn]],
+        shown: Sequence[Sequence[Image.Image]],
+        most: int,
+        seed: int,
+        settings: dict[str, Any],
+        conditions: Sequence[Image.Image] | None = None,
+        **options: Any,
+    ) -> list[Reply]:
+        """Replies to open dialogues, with the pictures that each has shown; conditions: of what each may draw."""
+        told = self._answers(
+            lambda part: self.processor.dialogues(turns[part], shown[part]), len(turns), most, **options
+        )
+        places = [place for place, answer in enumerate(told) for _ in answer.pictures]
+        drawn: list[list[Image.Image]] = [[] for _ in told]
+        if places:
+            if conditions:
+                settings = settings | {"condition_images": [conditions[place] for place in places]}
+            embeds = torch.stack([picture for answer in told for picture in answer.pictures])
+            sources = noise(seed, places)
+            made = self.detokenizer(embeds.to(self.detokenizer.device), generator=sources, **settings).images
+            for place, picture in zip(places, made, strict=True):
+                drawn[place].append(picture)
+        last = [some[-1] if some else None for some in shown]
+        said = [self._said(answer.text_ids) for answer in told]
+        return [reply(*one) for one in zip(said, drawn, last, strict=True)]
 
     def _texts(
         self, texts: Sequence[str], pictures: Sequence[Image.Image], most: int, blind: bool = False

@@ -1,0 +1,177 @@
+"""The records of instruction tuning: does a dialogue follow what is asked, in its first turn and in later ones, and is
+an edit done that words ask for?"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from seedx_lite.artifacts import read_manifest
+from seedx_lite.data.corpora import pick
+from seedx_lite.data.drawn import scenes
+from seedx_lite.data.instructions import CHAT, MOST_TURNS, REQUESTS, drawing_turn, reading_turn
+from seedx_lite.models.scene_reader import SceneReader
+from seedx_lite.pipelines.assistant import SeedX
+from seedx_lite.pipelines.dialogue import Box, Reply
+from seedx_lite.pipelines.text_to_image import draw_captions, load_pipeline
+from seedx_lite.presets import Preset
+from seedx_lite.world.captions import read_caption
+from seedx_lite.world.draw import render
+from seedx_lite.world.language import canonical_caption, find_boxes
+from seedx_lite.world.scene import Scene
+from .editing import edit_ceiling, edited, held_edits, judge_edits
+from .images import box_iou
+from .mllm import SCENES, measure_detection, measure_questions
+from .records import save_record
+from .scene_reader import compare_all, read_scenes, summarise
+from .statistics import bootstrap
+from .variants import CAPTION_STEPS, EDITING, GUIDANCE, STEPS
+
+CHAT_RECORD, EDIT_RECORD = "sft_chat", "sft_edit"
+Told = dict[str, dict[str, float]]
+
+
+def evaluate_chat(
+    preset: Preset, folders: Mapping[str, Path], reader: Path, seed: int = 0, count: int = SCENES, runs="runs"
+) -> Path:
+    """Measures dialogues about the first scenes of the test split; writes the record `CHAT_RECORD`, returns its path.
+    folders: those of `SeedX.from_artifacts`."""
+    began, seedx = time.perf_counter(), SeedX.from_artifacts(**folders)
+    wanted = scenes("test", min(count, preset.data.test_scenes), "narrow", preset.size)
+    shown, instructed = [render(scene) for scene in wanted], Instructed(seedx)
+    captions = [canonical_caption(scene) for scene in wanted]
+    asked = [[_user(REQUESTS["drawing"][0].format(caption=caption))] for caption in captions]
+    drawn = [_picture(reply, preset) for reply in seedx.replies(asked, seed, **_sampler())]
+    judge = SceneReader.from_pretrained(reader)
+    record = _about(preset, folders, reader, seed, len(wanted)) | {
+        "followed": measure_dialogues(seedx, wanted, shown, seed),
+        "questions": measure_questions(instructed, wanted, shown),
+        "detection": measure_detection(instructed, wanted, shown),
+        "drawing": summarise(compare_all(wanted, read_scenes(judge, drawn), by_place=True)),
+    }
+    return save_record(CHAT_RECORD, record | {"seconds": time.perf_counter() - began}, runs)
+
+
+class Instructed:
+    """An assistant that is asked by instruction what others are asked in the form of pre-training."""
+
+    def __init__(self, seedx: SeedX):
+        self.seedx = seedx
+
+    def ask(self, pictures: Sequence[Image.Image], texts: Sequence[str], blind: bool = False) -> list[str]:
+        """As `SeedX.ask`; blind: the question without any picture."""
+        asked = [[_user(*([] if blind else [picture]), text)] for picture, text in zip(pictures, texts, strict=True)]
+        return [reply.text for reply in self.seedx.replies(asked, max_new_tokens=40)]
+
+    def boxes(self, pictures: Sequence[Image.Image], phrases: Sequence[str]) -> list[tuple[Box, ...] | None]:
+        """As `SeedX.boxes`."""
+        wording = REQUESTS["find"][0]
+        asked = [[_user(one, wording.format(phrase=phrase))] for one, phrase in zip(pictures, phrases, strict=True)]
+        return [_boxes(reply) or None for reply in self.seedx.replies(asked, max_new_tokens=40)]
+
+
+def measure_dialogues(
+    seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image], seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Shares of answers that do what is asked, by turn ("1", "2", …) and form. In each dialogue every turn is of a
+    random form, and the model's own answers, right or wrong, are its history."""
+    histories: list[list[dict[str, Any]]] = [[] for _ in wanted]
+    told: dict[str, dict[str, dict[str, float]]] = {}
+    sources = [np.random.default_rng([seed, place]) for place in range(len(wanted))]
+    others = [*wanted[1:], wanted[0]]
+    for number in range(MOST_TURNS):
+        turns = []
+        for place, rng in enumerate(sources):
+            form = pick(CHAT, rng)
+            draws = form == "drawing"
+            turn = drawing_turn(others[place], rng) if draws else reading_turn(form, wanted[place], rng)
+            turns.append((form, turn))
+            histories[place].append(_user(*([shown[place]] if number == 0 else []), turn.question))
+        replies = seedx.replies(histories, seed, **_sampler())
+        rows: dict[str, list[tuple[bool, int]]] = {}
+        for place, ((form, turn), reply) in enumerate(zip(turns, replies, strict=True)):
+            right = followed(form, turn.answer, reply, wanted[place])
+            for name in (form, "all"):
+                rows.setdefault(name, []).append((right, 1))
+            histories[place].append(_kept(reply))
+        told[str(number + 1)] = {name: bootstrap(row) for name, row in rows.items()}
+    return told
+
+
+def followed(form: str, answer: str, reply: Reply, scene: Scene) -> bool:
+    """Whether a reply does what a turn of this form asks for. answer: one that would be right. A description counts by
+    what it says, not by its wording; boxes that overlap the true ones by a half are right."""
+    if form == "drawing" or reply.pictures:
+        return form == "drawing" and len(reply.pictures) == 1
+    if form == "describe":
+        try:
+            return read_caption(reply.text).content == scene.content
+        except ValueError:
+            return False
+    right, found = find_boxes(answer), _boxes(reply)
+    if not right:
+        return reply.text == answer and not found
+    near = [[box_iou(box, one) >= 0.5 for one in found] for box in right]
+    return len(found) == len(right) and all(map(any, near)) and all(map(any, zip(*near, strict=True)))
+
+
+def evaluate_edit(
+    preset: Preset, folders: Mapping[str, Path], reader: Path, seed: int = 0, count: int = SCENES, runs="runs"
+) -> Path:
+    """Measures edits by words on the first edits of the test split; writes the record `EDIT_RECORD` and returns its
+    path. Beside ours: the `unchanged` source; what `text_to_image` draws from the target's caption; the de-tokenizer
+    with the `real` embeddings of the target; and the `ceiling`, the target through the VAE."""
+    began, seedx = time.perf_counter(), SeedX.from_artifacts(**folders)
+    count = min(count, preset.data.test_scenes)
+    edits, drawn = held_edits(count, preset.size)
+    judge, sources = SceneReader.from_pretrained(reader), [Image.fromarray(picture) for picture in drawn.source]
+    replies = seedx.edit(sources, [edit.instruction for edit in edits], seed, **_sampler())
+    kept = [reply.pictures[0] if reply.pictures else source for reply, source in zip(replies, sources, strict=True)]
+    captions = [canonical_caption(edit.target) for edit in edits]
+    pictures = {
+        "ours": [np.asarray(picture) for picture in kept],
+        "unchanged": list(drawn.source),
+        "text_to_image": draw_captions(load_pipeline(folders["sdxl"]), captions, seed, CAPTION_STEPS, quick=True),
+        "real": edited(seedx.detokenizer, drawn, True, seed, **EDITING, quick=True),
+    }
+    record = _about(preset, folders, reader, seed, count)
+    record |= {name: judge_edits(edits, drawn, some, judge) for name, some in pictures.items()}
+    record["ceiling"] = edit_ceiling(seedx.detokenizer.vae, judge, count, preset.size)
+    record["drawn"] = bootstrap([(bool(reply.pictures), 1) for reply in replies])
+    return save_record(EDIT_RECORD, record | {"seconds": time.perf_counter() - began}, runs)
+
+
+def _about(preset: Preset, folders: Mapping[str, Path], reader: Path, seed: int, count: int) -> dict[str, Any]:
+    made = {name: read_manifest(folder)["id"] for name, folder in {**folders, "reader": reader}.items()}
+    told = {"preset": preset.name, "seed": seed, "scenes": count, "artifacts": made}
+    return told | {"steps": STEPS, "guidance": GUIDANCE}
+
+
+def _sampler() -> dict[str, float]:
+    return {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
+
+
+def _user(*content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": list(content)}
+
+
+def _kept(reply: Reply) -> dict[str, Any]:
+    """The message of a reply, or a word in place of an empty one, and no more than one picture."""
+    said, *pictures = reply.message["content"] or ["no"]
+    return reply.message | {"content": [said, *pictures[:1]] if isinstance(said, str) else [said]}
+
+
+def _boxes(reply: Reply) -> tuple[Box, ...]:
+    """Its boxes, as fractions."""
+    try:
+        return find_boxes(" ".join(part for part in reply.message["content"] if isinstance(part, str)))
+    except ValueError:
+        return ()
+
+
+def _picture(reply: Reply, preset: Preset) -> np.ndarray:
+    """What a reply has drawn; black where it has not."""
+    return np.asarray(reply.pictures[0]) if reply.pictures else np.zeros((*preset.size[::-1], 3), np.uint8)
