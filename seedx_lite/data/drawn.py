@@ -21,7 +21,7 @@ import PIL
 from seedx_lite import world
 from seedx_lite.world.brush import PARTS
 from seedx_lite.world.draw import render, render_truth
-from seedx_lite.world.edits import sample_edit
+from seedx_lite.world.edits import sample_chain, sample_edit
 from seedx_lite.world.scene import COLOURS, KINDS, POSES, Scene, sample_scene
 from .formats import alone
 
@@ -86,6 +86,22 @@ def draw_edits(
     draw = partial(_draw_edit, split=split, mix=mix, size=size)
     name = f"edits-{split}-{mix}-{size[0]}x{size[1]}"
     return DrawnEdits(**_drawn(DrawnEdits, draw, count, name, world_hash(), cache))
+
+
+@dataclass(frozen=True)
+class DrawnChains:
+    """K chains of L edits. pictures: uint8 [K, L + 1, H, W, 3], the first source and then each target."""
+
+    pictures: np.ndarray
+
+
+def draw_chains(
+    split: str, count: int, length: int, size: Size = (64, 64), cache: str | Path | None = None
+) -> DrawnChains:
+    """Draws the first `count` chains of a split in the looks of the narrow mix, with a cache as in `draw_scenes`."""
+    draw = partial(_draw_chain, length=length, split=split, size=size)
+    name = f"chains-{split}-{length}-{size[0]}x{size[1]}"
+    return DrawnChains(**_drawn(DrawnChains, draw, count, name, world_hash(), cache))
 
 
 def cell_owners(drawn: Drawn, chosen: Sequence[Scene]) -> np.ndarray:
@@ -186,6 +202,12 @@ def _draw_edit(index: int, split: str, mix: str, size: Size) -> tuple[np.ndarray
         outside[rows, columns] = False
     source, target = np.asarray(render(edit.source)), np.asarray(render(edit.target))
     return source, target, outside & (source == target).all(-1)  # a soft shadow reaches further than its box
+
+
+def _draw_chain(index: int, length: int, split: str, size: Size) -> tuple[np.ndarray]:
+    """The field of `DrawnChains` for one chain."""
+    edits = sample_chain(index, length, split, size=size)
+    return (np.stack([np.asarray(render(scene)) for scene in (edits[0].source, *(edit.target for edit in edits))]),)
 
 
 def _draw_one(index: int, split: str, mix: str, size: Size, grid: int) -> tuple[np.ndarray, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seedx_lite.world.edits import sample_edit
+from seedx_lite.world.edits import sample_chain, sample_edit
 from seedx_lite.world.language import (
     EDIT_TEMPLATES,
     Choices,
@@ -24,7 +24,7 @@ from seedx_lite.world.language import (
 from seedx_lite.world.questions import questions
 from seedx_lite.world.scene import COLOURS, HELD_OUT, Scene
 from .corpora import DRAWN, Scenes, pick
-from .drawn import draw_edits
+from .drawn import draw_chains, draw_edits
 from .layout import Layout, Sample, Turn
 from .prompts import LOCATE
 
@@ -132,3 +132,30 @@ class Edits:
         )
         asked = wording.format(thing=missing, colour=choose.pick(COLOURS))
         return self.layout.dialogue([Turn(asked, ABSENT.format(thing=missing), shown)]), [2 * index]
+
+
+class Chains:
+    """The first `count` chains of up to `length` edits: what was drawn last is shown again with the next instruction.
+    Chains end early at random, so that each length comes up. cache: as of `draw_chains`."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        count: int,
+        size: tuple[int, int],
+        split: str = "train",
+        cache: str | Path | None = None,
+        length: int = 3,
+    ):
+        self.layout, self.size, self.split, self.length = layout, size, split, length
+        pictures = draw_chains(split, count, length, size, cache).pictures  # [K, L + 1, H, W, 3]
+        self.squares = pictures.reshape(-1, *pictures.shape[2:])
+
+    def __len__(self) -> int:
+        return len(self.squares) // (self.length + 1)
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[Sample, Sequence[int]]:
+        edits = sample_chain(index, self.length, self.split, size=self.size)[: int(rng.integers(1, self.length + 1))]
+        rows = [index * (self.length + 1) + place for place in range(len(edits) + 1)]
+        turns = [Turn(edit.instruction, HERE, (self.size,), self.size) for edit in edits]
+        return self.layout.dialogue(turns), [*rows[:-1], *rows[1:]]

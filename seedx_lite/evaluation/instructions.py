@@ -13,6 +13,7 @@ from seedx_lite.artifacts import read_manifest
 from seedx_lite.data.corpora import pick
 from seedx_lite.data.drawn import scenes
 from seedx_lite.data.instructions import CHAT, MOST_TURNS, REQUESTS, drawing_turn, reading_turn
+from seedx_lite.models.autoencoder import round_trips
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.pipelines.assistant import SeedX
 from seedx_lite.pipelines.dialogue import Box, Reply
@@ -20,6 +21,7 @@ from seedx_lite.pipelines.text_to_image import draw_captions, load_pipeline
 from seedx_lite.presets import Preset
 from seedx_lite.world.captions import read_caption
 from seedx_lite.world.draw import render
+from seedx_lite.world.edits import sample_chain
 from seedx_lite.world.language import canonical_caption, find_boxes
 from seedx_lite.world.scene import Scene
 from .editing import edit_ceiling, edited, held_edits, judge_edits
@@ -27,10 +29,11 @@ from .images import box_iou
 from .mllm import SCENES, measure_detection, measure_questions
 from .records import save_record
 from .scene_reader import compare_all, read_scenes, summarise
-from .statistics import bootstrap
+from .statistics import bootstrap, interval
 from .variants import CAPTION_STEPS, EDITING, GUIDANCE, STEPS
 
 CHAT_RECORD, EDIT_RECORD = "sft_chat", "sft_edit"
+CHAINS, LENGTH = 128, 5  # chains of edits, and edits in each
 Told = dict[str, dict[str, float]]
 
 
@@ -139,9 +142,35 @@ def evaluate_edit(
     }
     record = _about(preset, folders, reader, seed, count)
     record |= {name: judge_edits(edits, drawn, some, judge) for name, some in pictures.items()}
+    record["chains"] = measure_chains(seedx, judge, preset, seed, min(CHAINS, count))
     record["ceiling"] = edit_ceiling(seedx.detokenizer.vae, judge, count, preset.size)
     record["drawn"] = bootstrap([(bool(reply.pictures), 1) for reply in replies])
     return save_record(EDIT_RECORD, record | {"seconds": time.perf_counter() - began}, runs)
+
+
+def measure_chains(seedx: SeedX, judge: SceneReader, preset: Preset, seed: int, count: int) -> list[dict[str, Any]]:
+    """Chains of `LENGTH` edits, each made of the picture before, a row for each step: the share of scenes that are
+    `right` in all that a full caption tells, what the VAE reaches there (`ceiling`), and the `drift`, the mean absolute
+    difference per channel to the true picture, in levels, beside that of the VAE (`ceiling_drift`)."""
+    chains = [sample_chain(index, LENGTH, "test", size=preset.size) for index in range(count)]
+    pictures, vae, rows = [render(chain[0].source) for chain in chains], seedx.detokenizer.vae, []
+    for step in range(LENGTH):
+        edits = [chain[step] for chain in chains]
+        replies = seedx.edit(pictures, [edit.instruction for edit in edits], seed + step, **_sampler())
+        pictures = [reply.pictures[0] if reply.pictures else old for reply, old in zip(replies, pictures, strict=True)]
+        wanted = np.stack([np.asarray(render(edit.target)) for edit in edits])
+        row = {"step": step + 1}
+        for name, some in (
+            ("", np.stack([np.asarray(one) for one in pictures])),
+            ("ceiling", round_trips(vae, wanted)),
+        ):
+            read = read_scenes(judge, list(some))
+            right = [one.content == edit.target.content for one, edit in zip(read, edits, strict=True)]
+            drift = np.abs(some.astype(float) - wanted).mean((1, 2, 3)).tolist()
+            row[name or "right"] = bootstrap([(one, 1) for one in right])
+            row[f"{name}_drift".strip("_")] = interval(drift)
+        rows.append(row)
+    return rows
 
 
 def _about(preset: Preset, folders: Mapping[str, Path], reader: Path, seed: int, count: int) -> dict[str, Any]:

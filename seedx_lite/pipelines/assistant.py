@@ -128,12 +128,14 @@ class SeedX:
         force_image: bool = False,
         max_new_tokens: int = 160,
         stream: Callable[[str], None] | None = None,
+        edits: bool = False,
         **settings: Any,
     ) -> Reply:
         """The reply to a history of messages, see `dialogue.py`, by a model that was tuned on instructions.
 
         image: one more picture, shown with the last question. force_image: a reply without a picture gets one. stream:
-        called with the words so far whenever there are more. seed, settings: as in `draw`.
+        called with the words so far whenever there are more. edits: what is drawn is an edit of the picture that was
+        shown last, see `edit`. seed, settings: as in `draw`.
         """
         turns, shown = read_history(history, image)
         ids: list[int] = []
@@ -143,7 +145,7 @@ class SeedX:
             stream(self._said(ids))
 
         options = {"force_image": force_image, "stream": tell if stream else None}
-        return self._replies([turns], [shown], max_new_tokens, seed, settings, **options)[0]
+        return self._replies([turns], [shown], max_new_tokens, seed, settings, edits, **options)[0]
 
     def replies(
         self, histories: Sequence[Sequence[Message]], seed: int = 0, max_new_tokens: int = 160, **settings: Any
@@ -162,13 +164,8 @@ class SeedX:
         Raises ValueError for an empty instruction, and for a de-tokenizer that takes no condition image.
         """
         asked, shown = _paired(instructions, "instructions", pictures)
-        if not self.detokenizer.takes_condition:
-            raise ValueError("this de-tokenizer takes no condition image; give one of the second stage")
         turns = [read_history([{"role": "user", "content": [*pair]}])[0] for pair in zip(shown, asked, strict=True)]
-        side = (self.detokenizer.image_size,) * 2
-        conditions = [picture.convert("RGB").resize(side) for picture in shown]
-        settings = {"guidance_end": 0.75} | settings
-        return self._replies(turns, [[picture] for picture in shown], 160, seed, settings, conditions)
+        return self._replies(turns, [[picture] for picture in shown], 160, seed, settings, edits=True)
 
     # Parts
 
@@ -179,21 +176,27 @@ class SeedX:
         most: int,
         seed: int,
         settings: dict[str, Any],
-        conditions: Sequence[Image.Image] | None = None,
+        edits: bool = False,
         **options: Any,
     ) -> list[Reply]:
-        """Replies to open dialogues, with the pictures that each has shown; conditions: of what each may draw."""
+        """Replies to open dialogues, with the pictures that each has shown; edits: what is drawn is made of the last of
+        them."""
+        if edits and not self.detokenizer.takes_condition:
+            raise ValueError("this de-tokenizer takes no condition image; give one of the second stage")
         told = self._answers(
             lambda part: self.processor.dialogues(turns[part], shown[part]), len(turns), most, **options
         )
         places = [place for place, answer in enumerate(told) for _ in answer.pictures]
         drawn: list[list[Image.Image]] = [[] for _ in told]
         if places:
-            if conditions:
-                settings = settings | {"condition_images": [conditions[place] for place in places]}
+            if edits:
+                sources = [shown[place][-1].convert("RGB") if shown[place] else None for place in places]
+                size = (self.detokenizer.image_size,) * 2
+                conditions = [source and source.resize(size) for source in sources]
+                settings = {"condition_images": conditions, "guidance_end": 0.75} | settings
             embeds = torch.stack([picture for answer in told for picture in answer.pictures])
-            sources = noise(seed, places)
-            made = self.detokenizer(embeds.to(self.detokenizer.device), generator=sources, **settings).images
+            embeds = embeds.to(self.detokenizer.device)
+            made = self.detokenizer(embeds, generator=noise(seed, places), **settings).images
             for place, picture in zip(places, made, strict=True):
                 drawn[place].append(picture)
         last = [some[-1] if some else None for some in shown]

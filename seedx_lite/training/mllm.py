@@ -90,11 +90,12 @@ def pretraining(preset: Preset, layout: Layout, runs: str | Path, split: str = "
 
 
 def squares_of(
-    kind: Callable[..., T], preset: Preset, layout: Layout, runs: str | Path, split: str, **options: Any
+    kind: Callable[..., T], preset: Preset, layout: Layout, runs: str | Path, split: str, each: int = 1, **options: Any
 ) -> T:
-    """A corpus of pictures of one square, as many as the preset has scenes in a split."""
+    """A corpus of pictures of one square, an entry for each scene that the preset has in a split, or for every `each`
+    of them."""
     count = preset.data.train_scenes if split == "train" else preset.data.validation_scenes
-    return kind(layout, count, (preset.image_size,) * 2, split, project_path(runs) / "cache", **options)
+    return kind(layout, max(1, count // each), (preset.image_size,) * 2, split, project_path(runs) / "cache", **options)
 
 
 def scenes_of(kind: type[Scenes], preset: Preset, layout: Layout, runs: str | Path, split: str) -> Parts:

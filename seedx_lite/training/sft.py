@@ -22,6 +22,7 @@ from seedx_lite.presets import Preset
 from .mllm import WIDE, Batches, Parts, files_recipe, mllm, new_layout, scenes_of, squares_of, train_mllm, with_files
 from .vit import vit
 
+CHAINS = 0.25  # share of edits that come in chains
 QUESTION = "{question}"  # of own conversations: the layout puts it into an instruction
 
 
@@ -32,14 +33,17 @@ def chat_parts(preset: Preset, layout: Layout, runs: str | Path, split: str = "t
 
 
 def edit_parts(preset: Preset, layout: Layout, runs: str | Path, split: str = "train") -> Parts:
-    """Edits of scenes, and own files of the preset's `mllm.edit_files`."""
-    edits = squares_of(instructions.Edits, preset, layout, runs, split)
-    return with_files(({"edits": edits}, {"edits": 1.0}), layout, preset.mllm.edit_files, QUESTION)
+    """Edits of scenes, alone and in chains, and own files of the preset's `mllm.edit_files`. Chains have more pictures
+    than edits, so there are fewer."""
+    about = preset, layout, runs, split
+    edits, chains = squares_of(instructions.Edits, *about, each=2), squares_of(instructions.Chains, *about, each=6)
+    parts = {"edits": edits, "chains": chains}, {"edits": 1 - CHAINS, "chains": CHAINS}
+    return with_files(parts, layout, preset.mllm.edit_files, QUESTION)
 
 
 PARTS: dict[str, tuple[Callable[..., Parts], dict[str, Any]]] = {  # what each is trained on, and what decides that
     "chat": (chat_parts, {"chat": instructions.CHAT, "drawn": DRAWN, "wide": WIDE}),
-    "edit": (edit_parts, {"absent": instructions.ABSENT_EDITS}),
+    "edit": (edit_parts, {"absent": instructions.ABSENT_EDITS, "chains": CHAINS}),
 }
 
 

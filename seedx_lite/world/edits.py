@@ -16,6 +16,7 @@ from .scene import Scene, Thing, is_clear, most_things, sample_scene, sample_thi
 EDITS = ("recolour", "remove", "add", "replace", "move", "pose", "sky", "ground")
 _NEEDS_ROOM = ("remove", "add")  # for a second thing
 _TRIES = 6  # changes tried on one scene before the next is taken
+_CHAIN_TRIES = 500  # for each edit of a chain
 _STRIDE = 7_919_003  # to the next scene; prime, so that the walk visits the whole split
 
 Box = tuple[float, float, float, float]
@@ -41,7 +42,7 @@ def sample_edit(
     kind: one of `EDITS`, or None for any that the size has room for, in equal shares.
     Raises ValueError for an unknown kind, or one that a picture too narrow for two things cannot show.
     """
-    possible = [name for name in EDITS if most_things(*size) > 1 or name not in _NEEDS_ROOM]
+    possible = _possible(size)
     if kind is not None and kind not in possible:
         raise ValueError(f"sample_edit: one of {', '.join(possible)} expected for {size[0]}x{size[1]} px, got {kind!r}")
     source = sample_scene(index, split, mix, size)  # first of all: it checks the arguments
@@ -55,6 +56,27 @@ def sample_edit(
                 return edit
         index = (index + _STRIDE) % (stop - start)
         source = sample_scene(index, split, mix, size)
+
+
+def sample_chain(
+    index: int, length: int, split: str = "train", mix: str = "narrow", size: tuple[int, int] = (64, 64)
+) -> tuple[Edit, ...]:
+    """Edits one after the other, each of what the one before has made; the first is `sample_edit(index, …)`. All that
+    they show is of the split; where a scene has no such neighbour left, the chain starts from another one."""
+    edits = [sample_edit(index, split, mix, size)]
+    start, stop = world.SEED_RANGES[split]
+    choose = Choices(np.random.default_rng([start + index, world.MIXES.index(mix), 2]))
+    for _ in range(_CHAIN_TRIES * length):
+        if len(edits) >= length:
+            return tuple(edits[:length])
+        edit = _CHANGES[choose.pick(_possible(size))](edits[-1].target, choose)
+        if edit is not None and is_clear(edit.target) and split_of(edit.target) == split:
+            edits.append(edit)
+    return sample_chain((index + _STRIDE) % (stop - start), length, split, mix, size)
+
+
+def _possible(size: tuple[int, int]) -> list[str]:
+    return [name for name in EDITS if most_things(*size) > 1 or name not in _NEEDS_ROOM]
 
 
 def _edit(

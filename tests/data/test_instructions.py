@@ -5,11 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from seedx_lite.data.instructions import ABSENT_EDITS, CHAT, HERE, MOST_TURNS, Dialogues, Edits, reading_turn
+from seedx_lite.data.instructions import ABSENT_EDITS, CHAT, HERE, MOST_TURNS, Chains, Dialogues, Edits, reading_turn
 from seedx_lite.data.layout import IGNORED, Layout
 from seedx_lite.data.tokenizer import llm_tokenizer
 from seedx_lite.world.draw import render
-from seedx_lite.world.edits import sample_edit
+from seedx_lite.world.edits import sample_chain, sample_edit
 from seedx_lite.world.language import box_to_tokens, full_caption, references
 from seedx_lite.world.questions import questions
 from seedx_lite.world.scene import COLOURS, HELD_OUT, sample_scene
@@ -98,3 +98,23 @@ def test_edits(layout):
             absent += 1
             assert trained.endswith("is not here . </s>") and not any(sample.ids_gen_mask)
     assert 0 < absent < 3 * ABSENT_EDITS * 400
+
+
+def test_chains(layout):
+    """Bugs: a step that starts from the first picture again; what was drawn is not shown with the next instruction;
+    chains that are all of one length."""
+    corpus, rng, lengths = Chains(layout, 4, SIZE), np.random.default_rng(0), Counter()
+    assert len(corpus) == 4
+    for number in range(60):
+        edits = sample_chain(number % 4, 3, size=SIZE)
+        sample, rows = corpus.sample(number % 4, rng)
+        count = sum(sample.embeds_gen_mask)
+        lengths[count] += 1
+        assert len(rows) == 2 * count == 2 * sum(sample.embeds_cmp_mask)
+        for edit, read, drawn in zip(edits, rows[:count], rows[count:], strict=False):
+            assert np.array_equal(corpus.squares[read], np.asarray(render(edit.source)))
+            assert np.array_equal(corpus.squares[drawn], np.asarray(render(edit.target)))
+        text = text_of(layout, sample.input_ids)
+        places = [text.index(" ".join(layout.tokenizer.tokenize(edit.instruction))) for edit in edits[:count]]
+        assert places == sorted(places) and text.count("[ inst ]") == count
+    assert set(lengths) == {1, 2, 3} and min(lengths.values()) > 8

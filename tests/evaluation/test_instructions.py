@@ -1,6 +1,7 @@
 """The records of instruction tuning: judged by the truth, with histories that are the model's own."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ from PIL import Image
 from seedx_lite.cli import main
 from seedx_lite.data.drawn import scenes
 from seedx_lite.data.instructions import CHAT, HERE, MOST_TURNS, reading_turn
+from seedx_lite.evaluation import instructions
 from seedx_lite.evaluation.instructions import Instructed, followed, measure_dialogues
 from seedx_lite.evaluation.mllm import measure_detection, measure_questions
 from seedx_lite.pipelines.dialogue import reply
+from seedx_lite.presets import load_preset
 from seedx_lite.world.draw import render
+from seedx_lite.world.edits import sample_chain
 from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import Scene, Thing
 
@@ -104,3 +108,38 @@ def test_records(target, runs):
         return
     assert record["unchanged"]["success"]["mean"] == 0 == record["unchanged"]["outside_error"]["mean"]
     assert {"ours", "text_to_image", "real", "ceiling", "drawn"} <= record.keys()
+
+
+class Painter:
+    """Edits that are right, but for one step; the de-tokenizer is there for its VAE."""
+
+    def __init__(self, vae, wrong):
+        self.detokenizer, self.wrong, self.step, self.given = types.SimpleNamespace(vae=vae), wrong, 0, []
+
+    def edit(self, pictures, instructions, seed, **settings):
+        self.step += 1
+        self.given.append(pictures)
+        edits = [sample_chain(index, 5, "test", size=(32, 32))[self.step - 1] for index in range(len(pictures))]
+        assert instructions == [edit.instruction for edit in edits]
+        shown = [edit.source if self.step == self.wrong else edit.target for edit in edits]
+        return [reply(HERE, [] if self.step == self.wrong else [render(one)], None) for one in shown]
+
+
+def test_chains_go_on_from_what_was_made(monkeypatch, detokenizer_parts):
+    """Bugs: each step starts from the truth; drift measured against the first picture; a step without a picture ends
+    the chain."""
+    painter, truth = Painter(detokenizer_parts["vae"], wrong=3), {}
+    for index in range(4):
+        for edit in sample_chain(index, 5, "test", size=(32, 32)):
+            truth |= {render(one).tobytes(): one for one in (edit.source, edit.target)}
+    empty = Scene(())
+    monkeypatch.setattr(
+        instructions, "read_scenes", lambda _, some: [truth.get(np.asarray(one).tobytes(), empty) for one in some]
+    )
+    rows = instructions.measure_chains(painter, None, load_preset("smoke"), 0, 4)
+    assert [row["right"]["mean"] for row in rows] == [1, 1, 0, 1, 1] and rows[2]["drift"]["mean"] > 0
+    assert [row["drift"]["mean"] for row in rows if row["step"] != 3] == [
+        0
+    ] * 4  # it is right again as soon as a step is
+    assert [one.tobytes() for one in painter.given[3]] == [one.tobytes() for one in painter.given[2]]
+    assert all(row["ceiling"]["mean"] == 0 < row["ceiling_drift"]["mean"] for row in rows)

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from seedx_lite.world.captions import read_caption
 from seedx_lite.world.draw import render
-from seedx_lite.world.edits import EDITS, sample_edit
+from seedx_lite.world.edits import EDITS, sample_chain, sample_edit
 from seedx_lite.world.language import words
 from seedx_lite.world.scene import COLOURS, SPLITS, is_clear, sample_scene, split_of
 
@@ -145,3 +146,16 @@ def test_impossible_requests_are_refused():
         sample_edit(0, split="dev")
     assert sample_edit(3, size=(24, 64)).kind not in ("remove", "add")
     assert sample_edit(0).source.width == sample_scene(0).width
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_chains(split):
+    """Bugs: a step that starts elsewhere than the one before ended, or leaves the split; another chain each time."""
+    for index in range(8):
+        chain = sample_chain(index, 5, split)
+        assert len(chain) == 5 and chain == sample_chain(index, 5, split) and chain[0].kind in EDITS
+        assert all(after.source == before.target != after.target for before, after in pairwise(chain))
+        assert all(split_of(edit.target) == split and is_clear(edit.target) for edit in chain)
+        assert sample_chain(index, 2, split) == chain[:2]
+    assert [sample_chain(index, 1, split)[0] for index in range(8)] == [sample_edit(index, split) for index in range(8)]
+    assert len({edit.kind for index in range(8) for edit in sample_chain(index, 5, split)[1:]}) >= 6
