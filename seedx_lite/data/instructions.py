@@ -28,14 +28,8 @@ from .drawn import draw_chains, draw_edits
 from .layout import Layout, Sample, Turn
 from .prompts import LOCATE
 
-CHAT = {
-    "describe": 0.15,
-    "ground": 0.1,
-    "question": 0.35,
-    "find": 0.15,
-    "find absent": 0.05,
-    "drawing": 0.2,
-}  # of turns
+# Shares of turns
+CHAT = {"describe": 0.15, "ground": 0.1, "question": 0.35, "find": 0.15, "find absent": 0.05, "drawing": 0.2}
 REQUESTS = {
     "describe": ("describe the picture.", "what do you see?", "please describe this image."),
     "ground": (LOCATE, "find everything.", "detect all things."),
@@ -126,10 +120,8 @@ class Edits:
         if rng.random() >= ABSENT_EDITS:
             return self.layout.dialogue([Turn(edit.instruction, HERE, shown, self.size)]), [2 * index, 2 * index + 1]
         choose = Choices(rng)
-        wording, missing = (
-            choose.pick(EDIT_TEMPLATES["remove"] + EDIT_TEMPLATES["recolour"]),
-            _missing(edit.source, choose),
-        )
+        wording = choose.pick(EDIT_TEMPLATES["remove"] + EDIT_TEMPLATES["recolour"])
+        missing = _missing(edit.source, choose)
         asked = wording.format(thing=missing, colour=choose.pick(COLOURS))
         return self.layout.dialogue([Turn(asked, ABSENT.format(thing=missing), shown)]), [2 * index]
 

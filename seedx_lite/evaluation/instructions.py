@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from seedx_lite.artifacts import read_manifest
 from seedx_lite.data.corpora import pick
 from seedx_lite.data.drawn import scenes
 from seedx_lite.data.instructions import CHAT, MOST_TURNS, REQUESTS, drawing_turn, reading_turn
 from seedx_lite.models.autoencoder import round_trips
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.pipelines.assistant import SeedX
-from seedx_lite.pipelines.dialogue import Box, Reply
+from seedx_lite.pipelines.dialogue import Box, Reply, boxes_of
 from seedx_lite.pipelines.text_to_image import draw_captions, load_pipeline
 from seedx_lite.presets import Preset
 from seedx_lite.world.captions import read_caption
@@ -26,7 +25,7 @@ from seedx_lite.world.language import canonical_caption, find_boxes
 from seedx_lite.world.scene import Scene
 from .editing import edit_ceiling, edited, held_edits, judge_edits
 from .images import box_iou
-from .mllm import SCENES, measure_detection, measure_questions
+from .mllm import SCENES, Told, about, measure_detection, measure_questions
 from .records import save_record
 from .scene_reader import compare_all, read_scenes, summarise
 from .statistics import bootstrap, interval
@@ -34,7 +33,7 @@ from .variants import CAPTION_STEPS, EDITING, GUIDANCE, STEPS
 
 CHAT_RECORD, EDIT_RECORD = "sft_chat", "sft_edit"
 CHAINS, LENGTH = 128, 5  # chains of edits, and edits in each
-Told = dict[str, dict[str, float]]
+SAMPLER = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
 
 
 def evaluate_chat(
@@ -47,9 +46,9 @@ def evaluate_chat(
     shown, instructed = [render(scene) for scene in wanted], Instructed(seedx)
     captions = [canonical_caption(scene) for scene in wanted]
     asked = [[_user(REQUESTS["drawing"][0].format(caption=caption))] for caption in captions]
-    drawn = [_picture(reply, preset) for reply in seedx.replies(asked, seed, **_sampler())]
+    drawn = [_picture(reply, preset) for reply in seedx.replies(asked, seed, **SAMPLER)]
     judge = SceneReader.from_pretrained(reader)
-    record = _about(preset, folders, reader, seed, len(wanted)) | {
+    record = about(preset, folders, reader, seed, len(wanted)) | {
         "followed": measure_dialogues(seedx, wanted, shown, seed),
         "questions": measure_questions(instructed, wanted, shown),
         "detection": measure_detection(instructed, wanted, shown),
@@ -78,11 +77,11 @@ class Instructed:
 
 def measure_dialogues(
     seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image], seed: int
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, Told]:
     """Shares of answers that do what is asked, by turn ("1", "2", …) and form. In each dialogue every turn is of a
     random form, and the model's own answers, right or wrong, are its history."""
     histories: list[list[dict[str, Any]]] = [[] for _ in wanted]
-    told: dict[str, dict[str, dict[str, float]]] = {}
+    told: dict[str, Told] = {}
     sources = [np.random.default_rng([seed, place]) for place in range(len(wanted))]
     others = [*wanted[1:], wanted[0]]
     for number in range(MOST_TURNS):
@@ -93,7 +92,7 @@ def measure_dialogues(
             turn = drawing_turn(others[place], rng) if draws else reading_turn(form, wanted[place], rng)
             turns.append((form, turn))
             histories[place].append(_user(*([shown[place]] if number == 0 else []), turn.question))
-        replies = seedx.replies(histories, seed, **_sampler())
+        replies = seedx.replies(histories, seed, **SAMPLER)
         rows: dict[str, list[tuple[bool, int]]] = {}
         for place, ((form, turn), reply) in enumerate(zip(turns, replies, strict=True)):
             right = followed(form, turn.answer, reply, wanted[place])
@@ -131,7 +130,7 @@ def evaluate_edit(
     count = min(count, preset.data.test_scenes)
     edits, drawn = held_edits(count, preset.size)
     judge, sources = SceneReader.from_pretrained(reader), [Image.fromarray(picture) for picture in drawn.source]
-    replies = seedx.edit(sources, [edit.instruction for edit in edits], seed, **_sampler())
+    replies = seedx.edit(sources, [edit.instruction for edit in edits], seed, **SAMPLER)
     kept = [reply.pictures[0] if reply.pictures else source for reply, source in zip(replies, sources, strict=True)]
     captions = [canonical_caption(edit.target) for edit in edits]
     pictures = {
@@ -140,7 +139,7 @@ def evaluate_edit(
         "text_to_image": draw_captions(load_pipeline(folders["sdxl"]), captions, seed, CAPTION_STEPS, quick=True),
         "real": edited(seedx.detokenizer, drawn, True, seed, **EDITING, quick=True),
     }
-    record = _about(preset, folders, reader, seed, count)
+    record = about(preset, folders, reader, seed, count)
     record |= {name: judge_edits(edits, drawn, some, judge) for name, some in pictures.items()}
     record["chains"] = measure_chains(seedx, judge, preset, seed, min(CHAINS, count))
     record["ceiling"] = edit_ceiling(seedx.detokenizer.vae, judge, count, preset.size)
@@ -156,7 +155,7 @@ def measure_chains(seedx: SeedX, judge: SceneReader, preset: Preset, seed: int, 
     pictures, vae, rows = [render(chain[0].source) for chain in chains], seedx.detokenizer.vae, []
     for step in range(LENGTH):
         edits = [chain[step] for chain in chains]
-        replies = seedx.edit(pictures, [edit.instruction for edit in edits], seed + step, **_sampler())
+        replies = seedx.edit(pictures, [edit.instruction for edit in edits], seed + step, **SAMPLER)
         pictures = [reply.pictures[0] if reply.pictures else old for reply, old in zip(replies, pictures, strict=True)]
         wanted = np.stack([np.asarray(render(edit.target)) for edit in edits])
         row = {"step": step + 1}
@@ -173,16 +172,6 @@ def measure_chains(seedx: SeedX, judge: SceneReader, preset: Preset, seed: int, 
     return rows
 
 
-def _about(preset: Preset, folders: Mapping[str, Path], reader: Path, seed: int, count: int) -> dict[str, Any]:
-    made = {name: read_manifest(folder)["id"] for name, folder in {**folders, "reader": reader}.items()}
-    told = {"preset": preset.name, "seed": seed, "scenes": count, "artifacts": made}
-    return told | {"steps": STEPS, "guidance": GUIDANCE}
-
-
-def _sampler() -> dict[str, float]:
-    return {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
-
-
 def _user(*content: Any) -> dict[str, Any]:
     return {"role": "user", "content": list(content)}
 
@@ -195,10 +184,7 @@ def _kept(reply: Reply) -> dict[str, Any]:
 
 def _boxes(reply: Reply) -> tuple[Box, ...]:
     """Its boxes, as fractions."""
-    try:
-        return find_boxes(" ".join(part for part in reply.message["content"] if isinstance(part, str)))
-    except ValueError:
-        return ()
+    return boxes_of(" ".join(part for part in reply.message["content"] if isinstance(part, str))) or ()
 
 
 def _picture(reply: Reply, preset: Preset) -> np.ndarray:

@@ -50,13 +50,7 @@ def evaluate(
     for name in SETS:
         own = examiner.draw(seedx.detokenizer, examiner.real(name, n), seed)
         drawing[name]["ceiling"] = examiner.judge(name, own)
-    record: dict[str, Any] = {
-        "preset": preset.name,
-        "seed": seed,
-        "artifacts": {name: read_manifest(folder)["id"] for name, folder in {**folders, "reader": reader}.items()},
-        "scenes": count,
-        "steps": STEPS,
-        "guidance": GUIDANCE,
+    record = about(preset, folders, reader, seed, count) | {
         "captions": judge_captions(wanted, seedx.describe(shown)),
         "questions": measure_questions(seedx, wanted, shown),
         "detection": measure_detection(seedx, wanted, shown),
@@ -67,6 +61,13 @@ def evaluate(
     change = max(float(np.abs(np.subtract(mse, record["first"]["mse"])).max()) for mse in again.values())
     record |= {"tolerance": max(0.001, 3 * change), "seconds": time.perf_counter() - began}
     return save_record(RECORD, record, runs)
+
+
+def about(preset: Preset, folders: Mapping[str, Path], reader: Path, seed: int, count: int) -> dict[str, Any]:
+    """What a record says of itself: of which weights and settings it is, and over how many scenes."""
+    made = {name: read_manifest(folder)["id"] for name, folder in {**folders, "reader": reader}.items()}
+    told = {"preset": preset.name, "seed": seed, "artifacts": made, "scenes": count}
+    return told | {"steps": STEPS, "guidance": GUIDANCE}
 
 
 def judge_captions(wanted: Sequence[Scene], texts: Sequence[str]) -> Told:

@@ -17,7 +17,7 @@ from PIL import Image
 from seedx_lite.data.drawn import scenes
 from seedx_lite.models.autoencoder import round_trips
 from seedx_lite.models.scene_reader import SceneReader
-from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
+from seedx_lite.pipelines.detokenizer import EDIT_GUIDANCE_END, DetokenizerPipeline
 from seedx_lite.pipelines.text_to_image import draw_captions
 from seedx_lite.presets import Preset
 from seedx_lite.world.draw import render
@@ -46,7 +46,7 @@ STRENGTHS, PAIRS = (0.0, 0.25, 0.5, 0.75, 1.0), 128  # of a condition image that
 STEPS, GUIDANCE = 4, 2.0  # more steps make no number better, see `Examiner.sampling`
 CAPTION_STEPS = 12  # as few as text-to-image needs
 ENDS = (1.0, 0.75, 0.5, 0.0)  # of guidance, as a share of the steps, compared for edits by `Examiner.edit_sampling`
-EDITING = {"steps": STEPS, "guidance": GUIDANCE, "guidance_end": 0.75}  # how edits are drawn
+EDITING = {"steps": STEPS, "guidance": GUIDANCE, "guidance_end": EDIT_GUIDANCE_END}  # how edits are drawn
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from seedx_lite.data.layout import Layout, Turn
 from seedx_lite.data.prompts import READING
 from seedx_lite.models.generation import Generated
 from seedx_lite.models.mllm import ContinuousLVLM
-from seedx_lite.world.language import BOX_START, DETECTION_PROMPT, find_boxes
-from .detokenizer import DetokenizerPipeline
-from .dialogue import Box, Message, Reply, read_history, reply
+from seedx_lite.world.language import BOX_START, DETECTION_PROMPT
+from .detokenizer import EDIT_GUIDANCE_END, DetokenizerPipeline
+from .dialogue import Box, Message, Reply, boxes_of, in_pixels, read_history, reply
 from .processor import LVLMProcessor
 from .text_to_image import noise
 
@@ -91,17 +91,13 @@ class SeedX:
         """The boxes of what each phrase ("the red car") means in its picture, in px; none where what the model says is
         no box. `draw_boxes` shows them."""
         asked, shown = _paired(phrases, "phrases", pictures)
-        sizes = [picture.size for picture in shown]
-        return [
-            [tuple(side * length for side, length in zip(box, 2 * size, strict=True)) for box in boxes or ()]
-            for boxes, size in zip(self.boxes(shown, asked), sizes, strict=True)
-        ]
+        return [in_pixels(*one) for one in zip(self.boxes(shown, asked), shown, strict=True)]
 
     def boxes(self, pictures: Pictures, phrases: str | Sequence[str]) -> list[tuple[Box, ...] | None]:
         """As `detect`, but as fractions of width and height, and None where what the model says is no box."""
         asked, shown = _paired(phrases, "phrases", pictures)
         answers = self._texts([DETECTION_PROMPT.format(caption=phrase) for phrase in asked], shown, 12)
-        return [_boxes(BOX_START + answer) for answer in answers]
+        return [boxes_of(BOX_START + answer) for answer in answers]
 
     def draw(self, texts: str | Sequence[str], seed: int = 0, **settings) -> list[Image.Image]:
         """A picture of each text; `settings` are further arguments of the de-tokenizer pipeline."""
@@ -193,7 +189,7 @@ class SeedX:
                 sources = [shown[place][-1].convert("RGB") if shown[place] else None for place in places]
                 size = (self.detokenizer.image_size,) * 2
                 conditions = [source and source.resize(size) for source in sources]
-                settings = {"condition_images": conditions, "guidance_end": 0.75} | settings
+                settings = {"condition_images": conditions, "guidance_end": EDIT_GUIDANCE_END} | settings
             embeds = torch.stack([picture for answer in told for picture in answer.pictures])
             embeds = embeds.to(self.detokenizer.device)
             made = self.detokenizer(embeds, generator=noise(seed, places), **settings).images
@@ -246,13 +242,6 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[Box], colour: str = "red") 
     for box in boxes:
         ImageDraw.Draw(shown).rectangle([round(side) for side in box], outline=colour)
     return shown
-
-
-def _boxes(text: str) -> tuple[Box, ...] | None:
-    try:
-        return find_boxes(text)
-    except ValueError:
-        return None
 
 
 def _listed(given: T | Sequence[T], kind: type[T], what: str) -> list[T]:

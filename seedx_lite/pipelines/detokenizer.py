@@ -30,6 +30,8 @@ from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool
 from seedx_lite.models.weights import SavedModule
 
+EDIT_GUIDANCE_END = 0.75  # `guidance_end` of edits: their last steps take detail from the condition image
+
 
 class DetokenizerPipeline(DiffusionPipeline):
     """Decodes visual embeddings; fed with a picture, it draws what the vision encoder has kept of it.

@@ -69,15 +69,21 @@ def _content(message: Message, number: int, pictures: list[Image.Image]) -> tupl
     return " ".join(filter(None, texts)), pictures
 
 
+def boxes_of(text: str) -> tuple[Box, ...] | None:
+    """All boxes in what a model said, as fractions; None if one is malformed."""
+    try:
+        return find_boxes(text)
+    except ValueError:
+        return None
+
+
+def in_pixels(boxes: Sequence[Box] | None, picture: Image.Image) -> list[Box]:
+    """Boxes in fractions as boxes in px of a picture; none for None."""
+    return [tuple(side * length for side, length in zip(box, 2 * picture.size, strict=True)) for box in boxes or ()]
+
+
 def reply(said: str, pictures: list[Image.Image], shown: Image.Image | None) -> Reply:
     """What a model `said`, box tokens included, as a reply."""
-    boxes: list[Box] = []
-    if shown is not None:
-        try:
-            boxes = [
-                tuple(side * part for side, part in zip(2 * shown.size, box, strict=True)) for box in find_boxes(said)
-            ]
-        except ValueError:
-            boxes = []
+    boxes = in_pixels(boxes_of(said), shown) if shown is not None else []
     message = {"role": "assistant", "content": [said, *pictures] if said else list(pictures)}
     return Reply(_BOXES.sub("", said).strip(), boxes, pictures, message)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from seedx_lite.artifacts import read_manifest
-from seedx_lite.data import edits
+from seedx_lite.data import conversations, edits
+from seedx_lite.data.conversations import Conversation
 from seedx_lite.data.corpora import Files
 from seedx_lite.data.edits import EditPair
 from seedx_lite.data.prompts import INSTRUCTION
@@ -78,6 +79,11 @@ def test_own_files_are_asked_as_instructions(tmp_path, runs):
     sample, _ = corpora[str(tmp_path)].sample(0, np.random.default_rng(0))
     told = " ".join(layout.tokenizer.convert_ids_to_tokens(sample.input_ids))
     assert told.count("[ inst ]") == 1 and "question" not in told
+    talk = Conversation(tmp_path / "before.jpg", ("what is there?", "a red cat"))
+    conversations.write(tmp_path / "talk/talk.jsonl", [talk], tmp_path)
+    corpus = Files(layout, tmp_path / "talk", sft.QUESTION, images=tmp_path)
+    told = " ".join(layout.tokenizer.convert_ids_to_tokens(corpus.sample(0, np.random.default_rng(0))[0].input_ids))
+    assert told.count("[ inst ]") == 1 and "question" not in told and "what is there ?" in told
 
 
 def test_a_preset_without_the_tuning():
