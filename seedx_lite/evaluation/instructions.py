@@ -23,6 +23,8 @@ from seedx_lite.world.draw import render
 from seedx_lite.world.edits import sample_chain
 from seedx_lite.world.language import canonical_caption, find_boxes
 from seedx_lite.world.scene import Scene
+from .any_resolution import COUNT as GRID_SCENES
+from .any_resolution import measure_grids, trained_grids
 from .editing import edit_ceiling, edited, held_edits, judge_edits
 from .images import box_iou
 from .mllm import SCENES, Told, about, measure_detection, measure_questions
@@ -53,6 +55,7 @@ def evaluate_chat(
         "questions": measure_questions(instructed, wanted, shown),
         "detection": measure_detection(instructed, wanted, shown),
         "drawing": summarise(compare_all(wanted, read_scenes(judge, drawn), by_place=True)),
+        "grids": measure_grids(seedx, trained_grids(folders["mllm"]), Instructed, min(GRID_SCENES, len(wanted))),
     }
     return save_record(CHAT_RECORD, record | {"seconds": time.perf_counter() - began}, runs)
 

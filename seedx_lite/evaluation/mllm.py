@@ -22,7 +22,7 @@ from seedx_lite.pipelines.assistant import SeedX
 from seedx_lite.presets import Preset
 from seedx_lite.world.captions import read_caption
 from seedx_lite.world.language import BOX_START, canonical_caption, detections, tokens_to_box
-from seedx_lite.world.questions import TOPICS, questions
+from seedx_lite.world.questions import TOPICS, Question, questions
 from seedx_lite.world.scene import Scene
 from .drawing import SETS, DrawingExaminer
 from .images import box_iou
@@ -92,13 +92,8 @@ def judge_captions(wanted: Sequence[Scene], texts: Sequence[str]) -> Told:
 def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> dict[str, Told]:
     """Shares of right answers, by topic and in `all`, to one question of each topic about each scene: of the `model`;
     of the same model `blind`, shown the zero picture; and of the most `frequent` answer to the topic in training."""
-    rng = np.random.default_rng(0)
-    asked = []
-    for scene, picture in zip(wanted, shown, strict=True):
-        everything = questions(scene)
-        chosen = {everything[i].topic: everything[i] for i in rng.permutation(len(everything))}
-        asked += [(question, picture) for question in chosen.values()]
-    texts, pictures = [question.text for question, _ in asked], [picture for _, picture in asked]
+    asked = one_of_each(wanted)
+    texts, pictures = [question.text for question, _ in asked], [shown[place] for _, place in asked]
     usual: dict[str, Counter[str]] = {topic: Counter() for topic in TOPICS}
     for scene in scenes("train", FREQUENT, "narrow", (wanted[0].width, wanted[0].height)):
         for question in questions(scene):
@@ -115,6 +110,16 @@ def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Ima
                 rows.setdefault(topic, {}).setdefault(name, []).append((answer == question.answer, 1))
     topics = [topic for topic in ("all", *TOPICS) if topic in rows]
     return {topic: {name: bootstrap(row) for name, row in rows[topic].items()} for topic in topics}
+
+
+def one_of_each(wanted: Sequence[Scene], topics: Sequence[str] = TOPICS) -> list[tuple[Question, int]]:
+    """A question of each topic that a scene has one of, with the place of the scene; always the same."""
+    rng, asked = np.random.default_rng(0), []
+    for place, scene in enumerate(wanted):
+        everything = questions(scene)
+        chosen = {everything[i].topic: everything[i] for i in rng.permutation(len(everything))}
+        asked += [(question, place) for topic, question in chosen.items() if topic in topics]
+    return asked
 
 
 def measure_detection(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> Told:

@@ -25,15 +25,17 @@ class ImageTokenProcessor(LogitsProcessor):
     """Scores [B, V] of the next token: after `<img>` and after an image token only the next of the chain is left, and
     elsewhere no image token and no `</img>`. Official: `AutoImageTokenGenerationProcessor`, which raises the next of
     the chain above all others, and elsewhere gives image tokens a score of 0: the highest where all are negative.
+    never: ids of image tokens that are in no chain.
     """
 
-    def __init__(self, chain: Sequence[int], official: bool = False) -> None:
-        self.chain, self.official = list(chain), official
+    def __init__(self, chain: Sequence[int], official: bool = False, never: Sequence[int] = ()) -> None:
+        self.chain, self.official, self.never = list(chain), official, list(never)
         self.next = dict(zip(self.chain, self.chain[1:], strict=False))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Only the last id of each row of `input_ids` [B, L] counts; returns new scores."""
         changed = scores.clone()
+        changed[:, self.never] = -torch.inf
         for row, last in enumerate(input_ids[:, -1].tolist()):
             if last not in self.next:
                 changed[row, self.chain[1:]] = 0.0 if self.official else -torch.inf
@@ -55,6 +57,7 @@ def generate(
     max_new_tokens: int = 120,
     force_image: bool = False,
     official: bool = False,
+    never: Sequence[int] = (),
     stream: Callable[[int, list[int]], None] | None = None,
 ) -> list[Generated]:
     """The most likely continuation of each prompt.
@@ -66,7 +69,7 @@ def generate(
         llm: a `LlamaForCausalLM`, with or without LoRA.
         output_resampler: hidden states [·, N, D] → visual embeddings [·, Q, K].
         embeds, attention_mask, last: the prompts [B, L, D], padded on the left; [B, L]; and the last id of each.
-        chain: `<img>`, N image tokens, `</img>`.
+        chain: `<img>`, N image tokens, `</img>`. never: image tokens beyond N.
         max_new_tokens: a picture is begun only where it fits (official: it is cut off, and lost).
         force_image: an answer without a picture gets one after its text.
         stream: called with the number of a prompt and its new ids, whenever there are some.
@@ -81,7 +84,8 @@ def generate(
     answers = [_Answer(*prompt) for prompt in zip(last, lengths, strict=True)]
     for answer in answers:
         answer.open(chain, config.max_position_embeddings, max_new_tokens, force_image, official)
-    process, rest = ImageTokenProcessor(chain, official), {token: chain[i + 1 :] for i, token in enumerate(chain[:-1])}
+    process = ImageTokenProcessor(chain, official, never)
+    rest = {token: chain[i + 1 :] for i, token in enumerate(chain[:-1])}
     ends = torch.tensor([] if config.eos_token_id is None else config.eos_token_id).flatten().tolist()
     run = _Passes(llm)
     hidden = run(embeds, attention_mask)  # [B, L, D]

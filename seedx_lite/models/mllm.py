@@ -40,6 +40,7 @@ class ContinuousLVLMConfig(PreTrainedConfig):
         lm_loss_scale, rec_loss_scale, mse: weights of the two losses; squared error, or else cosine.
         add_patch_pos: tell the model where a sub-image lies.
         boi_token_id, image_token_ids, eoi_token_id: `<img>`, the N tokens that are drawn, `</img>`; for generation.
+        unused_token_ids: image tokens beyond N, which are never said.
         lora: settings of `add_lora`, once that was called.
         official: generation as in the released code, see `generation.py`.
     """
@@ -57,6 +58,7 @@ class ContinuousLVLMConfig(PreTrainedConfig):
     boi_token_id: int | None = None
     image_token_ids: list[int] = field(default_factory=list)
     eoi_token_id: int | None = None
+    unused_token_ids: list[int] = field(default_factory=list)
     lora: dict | None = None
     official: bool = False
     target_mean: list[float] | None = None
@@ -221,9 +223,10 @@ class ContinuousLVLM(PreTrainedModel):
         """
         attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         prompts = self.embed(input_ids, **shown), attention_mask, input_ids[:, -1].tolist()
-        options = {"max_new_tokens": max_new_tokens, "force_image": force_image, "official": self.config.official}
+        options = {"max_new_tokens": max_new_tokens, "force_image": force_image, "stream": stream}
+        options |= {"official": self.config.official, "never": self.config.unused_token_ids}
         draw = partial(self._draw, generator=generator)
-        return generate(self.llm, draw, *prompts, self.config.chain, **options, stream=stream)
+        return generate(self.llm, draw, *prompts, self.config.chain, **options)
 
     def _draw(self, hidden: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Hidden states [·, N, D] → visual embeddings [·, Q, K], on the scale of the vision encoder."""

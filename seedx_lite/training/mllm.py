@@ -20,6 +20,7 @@ from accelerate.utils import reduce
 from torch import Tensor, nn
 
 from seedx_lite.artifacts import ensure, processes, project_path, read_manifest
+from seedx_lite.data.anyres import grid_resolutions
 from seedx_lite.data.check import data_files
 from seedx_lite.data.collate import collate
 from seedx_lite.data.corpora import DRAWN, FORMS, Corpus, Files, Mixture, Scenes
@@ -36,7 +37,7 @@ from .loop import train
 from .variation import Variation
 from .vit import vit
 
-WIDE = 0.06  # share of scenes twice as wide as high, which are read in two squares and as a whole
+CUT = {"2x1": 0.06, "1x2": 0.03, "3x1": 0.03}  # shares of scenes of so many squares, across x down, and the whole
 WINDOW = 16  # steps whose samples are sorted, see `Batches`
 STANDARD = 2048  # pictures of which the scale of targets is taken
 T = TypeVar("T")
@@ -99,11 +100,12 @@ def squares_of(
 
 
 def scenes_of(kind: type[Scenes], preset: Preset, layout: Layout, runs: str | Path, split: str) -> Parts:
-    """Scenes of one square, and some that are twice as wide."""
-    narrow = squares_of(kind, preset, layout, runs, split)
-    size = (2 * preset.image_size, preset.image_size)
-    wide = kind(layout, max(1, len(narrow) // 12), size, split, project_path(runs) / "cache")
-    return {"narrow": narrow, "wide": wide}, {"narrow": 1 - WIDE, "wide": WIDE}
+    """Scenes of one square, and some of each of the sizes of `CUT`."""
+    corpora = {"narrow": squares_of(kind, preset, layout, runs, split)}
+    count = max(1, len(corpora["narrow"]) // 12)
+    for name, size in zip(CUT, grid_resolutions(tuple(CUT), preset.image_size), strict=True):
+        corpora[name] = kind(layout, count, size, split, project_path(runs) / "cache")
+    return corpora, {"narrow": 1 - sum(CUT.values())} | CUT
 
 
 def with_files(parts: Parts, layout: Layout, files: Mapping[str, float], question: str = READING) -> Parts:
@@ -131,7 +133,8 @@ def new_model(
     def made(variant: MLLMVariant) -> ContinuousLVLM:
         torch.manual_seed(seed)
         told = variant.settings(preset) | {"boi_token_id": ids("<img>"), "eoi_token_id": ids("</img>")} | settings
-        told |= {"image_token_ids": ids(list(IMAGE_TOKENS[: layout.output_tokens]))}
+        tokens, n = ids(list(IMAGE_TOKENS)), layout.output_tokens
+        told |= {"image_token_ids": tokens[:n], "unused_token_ids": tokens[n:]}
         if llama_folder is None:
             return ContinuousLVLM(ContinuousLVLMConfig(**told))
         return ContinuousLVLM.from_llm(llama_folder, **{key: value for key, value in told.items() if key != "llm"})
@@ -266,7 +269,7 @@ def mllm(
     recipe |= {"drawn": DRAWN, "scenes": preset.data.train_scenes}
     recipe |= {"standardise": True} if variant.standardise else {}
     if cell is None:
-        recipe |= {"forms": FORMS, "wide": WIDE}
+        recipe |= {"forms": FORMS, "cut": CUT}
         recipe["files"] = files_recipe(preset.mllm.files)
     about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": upstream}
     return ensure(cell or "mllm", build, **about, retrain=retrain, runs=runs)

@@ -19,7 +19,7 @@ from seedx_lite.data.prompts import INSTRUCTION
 from seedx_lite.models.mllm import ContinuousLVLM
 from seedx_lite.models.vit import VisionTransformerWithAttnPool
 from seedx_lite.presets import Preset
-from .mllm import WIDE, Batches, Parts, files_recipe, mllm, new_layout, scenes_of, squares_of, train_mllm, with_files
+from .mllm import CUT, Batches, Parts, files_recipe, mllm, new_layout, scenes_of, squares_of, train_mllm, with_files
 from .vit import vit
 
 CHAINS = 0.25  # share of edits that come in chains
@@ -42,7 +42,7 @@ def edit_parts(preset: Preset, layout: Layout, runs: str | Path, split: str = "t
 
 
 PARTS: dict[str, tuple[Callable[..., Parts], dict[str, Any]]] = {  # what each is trained on, and what decides that
-    "chat": (chat_parts, {"chat": instructions.CHAT, "drawn": DRAWN, "wide": WIDE}),
+    "chat": (chat_parts, {"chat": instructions.CHAT, "drawn": DRAWN, "cut": CUT}),
     "edit": (edit_parts, {"absent": instructions.ABSENT_EDITS, "chains": CHAINS}),
 }
 

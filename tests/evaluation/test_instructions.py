@@ -10,7 +10,10 @@ from PIL import Image
 from seedx_lite.cli import main
 from seedx_lite.data.drawn import scenes
 from seedx_lite.data.instructions import CHAT, HERE, MOST_TURNS, reading_turn
-from seedx_lite.evaluation import instructions
+from seedx_lite.data.layout import Layout
+from seedx_lite.data.tokenizer import llm_tokenizer
+from seedx_lite.evaluation import any_resolution, instructions
+from seedx_lite.evaluation.any_resolution import SHARE, measure_grids
 from seedx_lite.evaluation.instructions import Instructed, followed, measure_dialogues
 from seedx_lite.evaluation.mllm import measure_detection, measure_questions
 from seedx_lite.pipelines.dialogue import reply
@@ -18,6 +21,7 @@ from seedx_lite.presets import load_preset
 from seedx_lite.world.draw import render
 from seedx_lite.world.edits import sample_chain
 from seedx_lite.world.language import canonical_caption
+from seedx_lite.world.questions import questions
 from seedx_lite.world.scene import Scene, Thing
 
 SCENES = scenes("test", 12, size=(32, 32))
@@ -91,6 +95,42 @@ def test_questions_and_boxes_by_instruction():
     assert found["p50"]["mean"] == 1 and found["malformed"]["mean"] == 0
 
 
+class Counter:
+    """Answers with the truth where it sees more than one square; where not, it has no idea."""
+
+    def __init__(self, seedx):
+        self.layout = seedx.processor.layout
+
+    def ask(self, pictures, texts):
+        truth = {
+            render(scene).tobytes(): {question.text: question.answer for question in questions(scene)}
+            for size in {picture.size for picture in pictures}
+            for scene in scenes("test", SHARE * 2, size=size)
+        }
+        told = [truth[one.tobytes()][text] for one, text in zip(pictures, texts, strict=True)]
+        return [answer if len(self.layout.squares(one)) > 1 else "" for one, answer in zip(pictures, told, strict=True)]
+
+    def boxes(self, pictures, phrases):
+        return [((0.0, 0.0, 1.0, 1.0),) if len(self.layout.squares(one)) > 1 else None for one in pictures]
+
+
+def test_whole_pictures_are_not_cut(monkeypatch):
+    """Bugs: the side without squares that has them; a picture of one square that counts as cut; the emptiest scenes."""
+    layout = Layout(llm_tokenizer(), 1024, 64, 16, base_resolution=32)
+
+    def around(layout):
+        about = {"processor": types.SimpleNamespace(layout=layout), "model": None, "detokenizer": None}
+        return types.SimpleNamespace(**about)
+
+    monkeypatch.setattr(any_resolution, "SeedX", lambda model, layout, detokenizer: around(layout))
+    told = measure_grids(around(layout), ("2x1",), Counter, count=2)
+    for grid, row in told.items():
+        assert row["trained"] == (grid in ("1x1", "2x1"))
+        assert row["cut"]["all"]["mean"] == (grid != "1x1") and row["whole"]["all"]["mean"] == 0
+        assert row["whole"]["malformed"]["mean"] == 1 and row["cut"]["malformed"]["mean"] == (grid == "1x1")
+    assert told["2x1"]["things"] > 4
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
@@ -105,6 +145,10 @@ def test_records(target, runs):
     assert {"vit", "sdxl", "reader", "adapter", "mllm"} <= record["artifacts"].keys() and record["scenes"] == 16
     if target == "chat":
         assert {"1", "2", "3"} == record["followed"].keys() and "f1" in record["drawing"]
+        grids = record["grids"]
+        assert [name for name, told in grids.items() if told["trained"]] == ["1x1", "1x2", "2x1", "3x1"]
+        assert [told["squares"] for told in grids.values()] == [1, 3, 4, 3, 4, 5, 5, 5]
+        assert {"all", "count", "iou"} <= grids["2x1"]["cut"].keys() & grids["2x1"]["whole"].keys()
         return
     assert record["unchanged"]["success"]["mean"] == 0 == record["unchanged"]["outside_error"]["mean"]
     assert {"ours", "text_to_image", "real", "ceiling", "drawn"} <= record.keys()

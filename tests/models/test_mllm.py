@@ -248,6 +248,10 @@ def test_no_image_token_outside_a_picture():
     for ids in (torch.tensor([[1, 5]]), torch.tensor([[1, 6]])):
         [answer] = model.generate(ids, max_new_tokens=8)
         assert not set(answer.sequence) & {*IMAGE, EOI}
+    with torch.no_grad():
+        model.llm.get_output_embeddings().weight[5] = 1.5
+    model.config.unused_token_ids = [5]  # an image token beyond N
+    assert 5 not in model.generate(torch.tensor([[1, 6]]), max_new_tokens=8)[0].sequence
     scores = -torch.rand(2, 60) - 1
     last = torch.tensor([[1, 5], [1, BOI]])
     official = ImageTokenProcessor(model.config.chain, official=True)(last, scores)
