@@ -20,17 +20,19 @@ from seedx_lite.pipelines.text_to_image import draw_captions, load_pipeline
 from seedx_lite.presets import Preset
 from seedx_lite.world.captions import read_caption
 from seedx_lite.world.draw import render
-from seedx_lite.world.edits import sample_chain
+from seedx_lite.world.edits import Edit, sample_chain
 from seedx_lite.world.language import canonical_caption, find_boxes
 from seedx_lite.world.scene import Scene
 from .any_resolution import COUNT as GRID_SCENES
 from .any_resolution import measure_grids, trained_grids
+from .detokenizer import tolerance_of
 from .editing import edit_ceiling, edited, held_edits, judge_edits
 from .images import box_iou
-from .mllm import SCENES, Told, about, measure_detection, measure_questions
-from .records import save_record
+from .mllm import FIRST, SCENES, Told, about, measure_detection, measure_questions, one_of_each
+from .reconstruction import Target, judge
+from .records import on_threads, save_record
 from .scene_reader import compare_all, read_scenes, summarise
-from .statistics import bootstrap, interval
+from .statistics import bootstrap, interval, mean_differences
 from .variants import CAPTION_STEPS, EDITING, GUIDANCE, STEPS
 
 CHAT_RECORD, EDIT_RECORD = "sft_chat", "sft_edit"
@@ -49,15 +51,22 @@ def evaluate_chat(
     captions = [canonical_caption(scene) for scene in wanted]
     asked = [[_user(REQUESTS["drawing"][0].format(caption=caption))] for caption in captions]
     drawn = [_picture(reply, preset) for reply in seedx.replies(asked, seed, **SAMPLER)]
-    judge = SceneReader.from_pretrained(reader)
+    instrument = SceneReader.from_pretrained(reader)
     record = about(preset, folders, reader, seed, len(wanted)) | {
         "followed": measure_dialogues(seedx, wanted, shown, seed),
         "questions": measure_questions(instructed, wanted, shown),
         "detection": measure_detection(instructed, wanted, shown),
-        "drawing": summarise(compare_all(wanted, read_scenes(judge, drawn), by_place=True)),
+        "drawing": summarise(compare_all(wanted, read_scenes(instrument, drawn), by_place=True)),
+        "first": first_answers(seedx, wanted, shown),
         "grids": measure_grids(seedx, trained_grids(folders["mllm"]), Instructed, min(GRID_SCENES, len(wanted))),
     }
     return save_record(CHAT_RECORD, record | {"seconds": time.perf_counter() - began}, runs)
+
+
+def first_answers(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> list[str]:
+    """What a notebook asks again: a question of each topic about each of the first `FIRST` scenes."""
+    asked = one_of_each(wanted[:FIRST])
+    return Instructed(seedx).ask([shown[place] for _, place in asked], [question.text for question, _ in asked])
 
 
 class Instructed:
@@ -132,7 +141,7 @@ def evaluate_edit(
     began, seedx = time.perf_counter(), SeedX.from_artifacts(**folders)
     count = min(count, preset.data.test_scenes)
     edits, drawn = held_edits(count, preset.size)
-    judge, sources = SceneReader.from_pretrained(reader), [Image.fromarray(picture) for picture in drawn.source]
+    instrument, sources = SceneReader.from_pretrained(reader), [Image.fromarray(picture) for picture in drawn.source]
     replies = seedx.edit(sources, [edit.instruction for edit in edits], seed, **SAMPLER)
     kept = [reply.pictures[0] if reply.pictures else source for reply, source in zip(replies, sources, strict=True)]
     captions = [canonical_caption(edit.target) for edit in edits]
@@ -143,14 +152,28 @@ def evaluate_edit(
         "real": edited(seedx.detokenizer, drawn, True, seed, **EDITING, quick=True),
     }
     record = about(preset, folders, reader, seed, count)
-    record |= {name: judge_edits(edits, drawn, some, judge) for name, some in pictures.items()}
-    record["chains"] = measure_chains(seedx, judge, preset, seed, min(CHAINS, count))
-    record["ceiling"] = edit_ceiling(seedx.detokenizer.vae, judge, count, preset.size)
+    record |= {name: judge_edits(edits, drawn, some, instrument) for name, some in pictures.items()}
+    record["chains"] = measure_chains(seedx, instrument, preset, seed, min(CHAINS, count))
+    record["ceiling"] = edit_ceiling(seedx.detokenizer.vae, instrument, count, preset.size)
     record["drawn"] = bootstrap([(bool(reply.pictures), 1) for reply in replies])
+    record["first"] = (numbers := first_edits(seedx, edits, seed))
+    again = on_threads(lambda: mean_differences(numbers, first_edits(seedx, edits, seed)))
+    record["tolerance"] = tolerance_of(again)
     return save_record(EDIT_RECORD, record | {"seconds": time.perf_counter() - began}, runs)
 
 
-def measure_chains(seedx: SeedX, judge: SceneReader, preset: Preset, seed: int, count: int) -> list[dict[str, Any]]:
+def first_edits(seedx: SeedX, edits: Sequence[Edit], seed: int) -> dict[str, list[float]]:
+    """What a notebook draws again: the numbers of `reconstruction.judge` of the first `FIRST` edits."""
+    edits = edits[:FIRST]
+    sources = [render(edit.source) for edit in edits]
+    replies = seedx.edit(sources, [edit.instruction for edit in edits], seed, **SAMPLER)
+    made = [np.asarray([*reply.pictures, source][0]) for reply, source in zip(replies, sources, strict=True)]
+    return judge([Target.of(edit.target) for edit in edits], made)
+
+
+def measure_chains(
+    seedx: SeedX, instrument: SceneReader, preset: Preset, seed: int, count: int
+) -> list[dict[str, Any]]:
     """Chains of `LENGTH` edits, each made of the picture before, a row for each step: the share of scenes that are
     `right` in all that a full caption tells, what the VAE reaches there (`ceiling`), and the `drift`, the mean absolute
     difference per channel to the true picture, in levels, beside that of the VAE (`ceiling_drift`)."""
@@ -166,7 +189,7 @@ def measure_chains(seedx: SeedX, judge: SceneReader, preset: Preset, seed: int, 
             ("", np.stack([np.asarray(one) for one in pictures])),
             ("ceiling", round_trips(vae, wanted)),
         ):
-            read = read_scenes(judge, list(some))
+            read = read_scenes(instrument, list(some))
             right = [one.content == edit.target.content for one, edit in zip(read, edits, strict=True)]
             drift = np.abs(some.astype(float) - wanted).mean((1, 2, 3)).tolist()
             row[name or "right"] = bootstrap([(one, 1) for one in right])

@@ -145,6 +145,7 @@ def test_records(target, runs):
     assert {"vit", "sdxl", "reader", "adapter", "mllm"} <= record["artifacts"].keys() and record["scenes"] == 16
     if target == "chat":
         assert {"1", "2", "3"} == record["followed"].keys() and "f1" in record["drawing"]
+        assert all(isinstance(answer, str) for answer in record["first"]) and record["first"]
         grids = record["grids"]
         assert [name for name, told in grids.items() if told["trained"]] == ["1x1", "1x2", "2x1", "3x1"]
         assert [told["squares"] for told in grids.values()] == [1, 3, 4, 3, 4, 5, 5, 5]
@@ -152,6 +153,7 @@ def test_records(target, runs):
         return
     assert record["unchanged"]["success"]["mean"] == 0 == record["unchanged"]["outside_error"]["mean"]
     assert {"ours", "text_to_image", "real", "ceiling", "drawn"} <= record.keys()
+    assert record["tolerance"].keys() == record["first"].keys() and len(record["first"]["thing_iou"]) == 16
 
 
 class Painter:
