@@ -117,8 +117,6 @@ class Cells(Grid):
             told["captions"] = examiner.measure_captions(drawing, seed)
         if name == MAIN:
             told["sampling"] = examiner.sampling(pipe)
-        if name in MAINS and variant.condition:
-            told["edit_sampling"] = examiner.edit_sampling(pipe)
         if seed == 0:
             told["first"] = examiner.measure_first(pipe, seed)
             if variant.condition:

@@ -17,7 +17,7 @@ from PIL import Image
 from seedx_lite.data.drawn import scenes
 from seedx_lite.models.autoencoder import round_trips
 from seedx_lite.models.scene_reader import SceneReader
-from seedx_lite.pipelines.detokenizer import EDIT_GUIDANCE_END, DetokenizerPipeline
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.pipelines.text_to_image import draw_captions
 from seedx_lite.presets import Preset
 from seedx_lite.world.draw import render
@@ -45,8 +45,7 @@ FIRST = 16  # crowded scenes that are drawn again to check a record
 STRENGTHS, PAIRS = (0.0, 0.25, 0.5, 0.75, 1.0), 128  # of a condition image that is not of the scene to be drawn
 STEPS, GUIDANCE = 4, 2.0  # more steps make no number better, see `Examiner.sampling`
 CAPTION_STEPS = 12  # as few as text-to-image needs
-ENDS = (1.0, 0.75, 0.5, 0.0)  # of guidance, as a share of the steps, compared for edits by `Examiner.edit_sampling`
-EDITING = {"steps": STEPS, "guidance": GUIDANCE, "guidance_end": EDIT_GUIDANCE_END}  # how edits are drawn
+EDITING = {"steps": STEPS, "guidance": GUIDANCE}  # how edits are drawn
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,8 @@ class Examiner:
         """The same of the first `FIRST` edits, with the source as condition image."""
         edits, drawn = held_edits(self.counts["edits"], self.size)
         sources = [Image.fromarray(source) for source in drawn.source[:FIRST]]
-        options = {"condition_images": sources, "guidance_end": EDITING["guidance_end"]}
-        return self._redrawable(pipe, [Target.of(edit.target) for edit in edits[:FIRST]], seed, **options)
+        targets = [Target.of(edit.target) for edit in edits[:FIRST]]
+        return self._redrawable(pipe, targets, seed, condition_images=sources)
 
     @staticmethod
     def _redrawable(
@@ -153,22 +152,14 @@ class Examiner:
         numbers = judge(targets, drawn)
         return {"numbers": numbers, "tolerance": measure_tolerance(pipe, targets, numbers, seed, STEPS, **conditions)}
 
-    def measure_edits(
-        self, pipe: DetokenizerPipeline, seed: int, which: str = "edits", split: str = "test", **options: Any
-    ) -> dict[str, dict[str, Any]]:
-        """`judge_edits` with the source as condition image (`condition_on`) and without (`condition_off`). which: the
-        entry of `counts` that says of how many edits; options: other than `EDITING`."""
-        edits, drawn = held_edits(self.counts[which], self.size, split)
-        told, options = {}, EDITING | options | {"quick": True}
+    def measure_edits(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, dict[str, Any]]:
+        """`judge_edits` with the source as condition image (`condition_on`) and without (`condition_off`)."""
+        edits, drawn = held_edits(self.counts["edits"], self.size)
+        told = {}
         for name, condition in (("condition_on", True), ("condition_off", False)):
-            pictures = edited(pipe, drawn, condition, seed, **options)
+            pictures = edited(pipe, drawn, condition, seed, **EDITING, quick=True)
             told[name] = judge_edits(edits, drawn, pictures, self.reader)
         return told
-
-    def edit_sampling(self, pipe: DetokenizerPipeline) -> list[dict[str, Any]]:
-        """`measure_edits` of validation edits for each of `ENDS`."""
-        held = {"which": "validation", "split": "validation"}
-        return [{"guidance_end": end} | self.measure_edits(pipe, 0, **held, guidance_end=end) for end in ENDS]
 
     def measure_disagreement(self, pipe: DetokenizerPipeline, seed: int) -> list[dict[str, Any]]:
         """For each of `STRENGTHS`: scene F1 of what is drawn against the scene of the embeddings (`embeddings`) and

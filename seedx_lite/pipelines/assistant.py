@@ -19,7 +19,7 @@ from seedx_lite.data.prompts import READING
 from seedx_lite.models.generation import Generated
 from seedx_lite.models.mllm import ContinuousLVLM
 from seedx_lite.world.language import BOX_START, DETECTION_PROMPT
-from .detokenizer import EDIT_GUIDANCE_END, DetokenizerPipeline
+from .detokenizer import DetokenizerPipeline
 from .dialogue import Box, Message, Reply, boxes_of, in_pixels, read_history, reply
 from .processor import LVLMProcessor
 from .text_to_image import noise
@@ -154,8 +154,7 @@ class SeedX:
         self, pictures: Pictures, instructions: str | Sequence[str], seed: int = 0, **settings: Any
     ) -> list[Reply]:
         """Each picture as its instruction says, the rest as it was: the picture itself is the condition image. A reply
-        without a picture says why. seed, settings: as in `draw`, but that guidance ends after three quarters of the
-        steps; the noise depends on the place in the list.
+        without a picture says why. seed, settings: as in `draw`; the noise depends on the place in the list.
 
         Raises ValueError for an empty instruction, and for a de-tokenizer that takes no condition image.
         """
@@ -189,7 +188,7 @@ class SeedX:
                 sources = [shown[place][-1].convert("RGB") if shown[place] else None for place in places]
                 size = (self.detokenizer.image_size,) * 2
                 conditions = [source and source.resize(size) for source in sources]
-                settings = {"condition_images": conditions, "guidance_end": EDIT_GUIDANCE_END} | settings
+                settings = {"condition_images": conditions} | settings
             embeds = torch.stack([picture for answer in told for picture in answer.pictures])
             embeds = embeds.to(self.detokenizer.device)
             made = self.detokenizer(embeds, generator=noise(seed, places), **settings).images

@@ -30,8 +30,6 @@ from seedx_lite.models.resamplers import ResamplerXLV2
 from seedx_lite.models.vit import VisionTransformerWithAttnPool
 from seedx_lite.models.weights import SavedModule
 
-EDIT_GUIDANCE_END = 0.75  # `guidance_end` of edits: their last steps take detail from the condition image
-
 
 class DetokenizerPipeline(DiffusionPipeline):
     """Decodes visual embeddings; fed with a picture, it draws what the vision encoder has kept of it.
@@ -142,7 +140,6 @@ class DetokenizerPipeline(DiffusionPipeline):
         condition_images: Image.Image | list[Image.Image | None] | None = None,
         image_guidance_scale: float = 1.0,
         condition_strength: float = 1.0,
-        guidance_end: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """Draw one picture for each that is given.
 
@@ -164,8 +161,6 @@ class DetokenizerPipeline(DiffusionPipeline):
             image_guidance_scale: how far to go from what neither embeddings nor condition image predict to what the
                 condition image alone does; 1 leaves the third prediction out that more would cost.
             condition_strength: what the latents of the condition images are multiplied with, from 0 (none) to 1.
-            guidance_end: share of the steps, 0 to 1, after which no more guidance is given: the first ones decide what
-                is drawn, the last ones its detail, which guidance exaggerates.
 
         Raises TypeError or ValueError that says what was given, what is expected and what to do.
         """
@@ -174,9 +169,8 @@ class DetokenizerPipeline(DiffusionPipeline):
                 raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: expected one of pil, np, pt, latent")
-        for name, value in (("condition_strength", condition_strength), ("guidance_end", guidance_end)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}={value}: expected 0 to 1")
+        if not 0 <= condition_strength <= 1:
+            raise ValueError(f"condition_strength={condition_strength}: expected 0 to 1")
         given = self._checked(images_or_embeddings)
         seen = self._condition_latents(condition_images, len(given), condition_strength)
         generators = generator if isinstance(generator, list) else [generator] * len(given)
@@ -193,7 +187,7 @@ class DetokenizerPipeline(DiffusionPipeline):
                 self.scheduler.set_timesteps(num_inference_steps, device=self.device)
                 conditioning = self._condition(given[part], zero)
                 condition = None if seen is None else seen[part]
-                guidance = (guidance_scale, image_guidance_scale, guidance_end)
+                guidance = (guidance_scale, image_guidance_scale)
                 latents = self._denoise(latents, conditioning, condition, guidance, generators[part], bar)
                 if output_type != "latent":
                     latents = self.vae.decode(latents / self.vae.config.scaling_factor).sample
@@ -260,17 +254,17 @@ class DetokenizerPipeline(DiffusionPipeline):
         latents: Tensor,
         conditioning: Conditioning,
         condition: Tensor | None,
-        guidance: tuple[float, float, float],
+        guidance: tuple[float, float],
         generators: list[Generator | None],
         bar: Any,
     ) -> Tensor:
         """Noise [B, 4, h, w] → latents of pictures, along the timesteps that the scheduler is set to.
 
-        condition: latents [B, 4, h, w] of condition images. guidance: by the embeddings, by the condition image, and
-        until which share of the steps. Official: three predictions, with both, with the condition image alone and with
-        neither; where the last counts for nothing, it is not asked for.
+        condition: latents [B, 4, h, w] of condition images. guidance: by the embeddings, and by the condition image.
+        Official: three predictions, with both, with the condition image alone and with neither; where the last counts
+        for nothing, it is not asked for.
         """
-        scale, image_scale, end = guidance
+        scale, image_scale = guidance
         both = condition is not None and scale > 1 and image_scale != 1
         passes = 3 if both else 2 if scale > 1 else 1  # nothing, condition image alone, all
         context, negative_context, pooled, negative_pooled = conditioning
@@ -283,16 +277,14 @@ class DetokenizerPipeline(DiffusionPipeline):
         stochastic = "generator" in inspect.signature(self.scheduler.step).parameters  # may add noise on its way
         draws = {"generator": generators} if stochastic and generators[0] else {}
         latents = latents * self.scheduler.init_noise_sigma
-        for number, time in enumerate(self.scheduler.timesteps):
-            asked = passes if number < end * len(self.scheduler.timesteps) else 1
-            last = slice(-asked * len(latents), None)
-            noisy = self.scheduler.scale_model_input(torch.cat([latents] * asked), time)  # [B to 3B, 4, h, w]
-            noisy = noisy if condition is None else torch.cat([noisy, condition[last]], dim=1)  # [B to 3B, 8, h, w]
-            added = {"text_embeds": pooled[last], "time_ids": time_ids[last]}
-            *without, predicted = self.unet(noisy, time, context[last], added_cond_kwargs=added).sample.chunk(asked)
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        for time in self.scheduler.timesteps:
+            noisy = self.scheduler.scale_model_input(torch.cat([latents] * passes), time)  # [B to 3B, 4, h, w]
+            noisy = noisy if condition is None else torch.cat([noisy, condition], dim=1)  # [B to 3B, 8, h, w]
+            *without, predicted = self.unet(noisy, time, context, added_cond_kwargs=added).sample.chunk(passes)
             if without:
                 predicted = without[-1] + scale * (predicted - without[-1])
-            if without and both:
+            if both:
                 predicted = predicted + (image_scale - 1) * (without[1] - without[0])
             latents = self.scheduler.step(predicted, time, latents, **draws).prev_sample
             bar.update()
