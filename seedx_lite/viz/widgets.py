@@ -30,15 +30,56 @@ def strength_panel(choices: Sequence[str], draw: Callable[[int, float], Sequence
     )
     canvas, line = ipywidgets.Image(format="png"), ipywidgets.Label()
 
-    def redraw(_change: Any = None) -> None:
-        line.value = "drawing …"
-        try:
-            canvas.value = png(draw(choice.value, strength.value))
-            line.value = ""
-        except Exception as error:  # a kernel shows nothing of what goes wrong in a callback
-            line.value = f"{type(error).__name__}: {error}"
+    @_telling(line)
+    def redraw(_change: Any = None) -> str:
+        canvas.value = png(draw(choice.value, strength.value))
+        return ""
 
     for control in (choice, strength):
         control.observe(redraw, "value")
     redraw()
     return ipywidgets.VBox([choice, strength, canvas, line])
+
+
+def edit_panel(pictures: Sequence[Any], edit: Callable[[Any, str], Any]) -> ipywidgets.VBox:
+    """A list of pictures, a line for an instruction, a button, and all pictures so far, side by side. The button edits
+    the last of them by `edit(picture, instruction)`, whose `pictures` follow it; its `text` is told below, as are
+    errors. `children` are list, instruction, button, picture and that line."""
+    choice = ipywidgets.Dropdown(options=[(f"picture {k}", k) for k in range(len(pictures))], description="begin with")
+    words = ipywidgets.Text(placeholder="make it night", description="instruction")
+    button, canvas, line = ipywidgets.Button(description="edit"), ipywidgets.Image(format="png"), ipywidgets.Label()
+    chain: list[Any] = []
+
+    @_telling(line)
+    def begin(_change: Any = None) -> str:
+        chain[:] = [pictures[choice.value]]
+        canvas.value = png(chain)
+        return ""
+
+    @_telling(line)
+    def go(_button: Any = None) -> str:
+        reply = edit(chain[-1], words.value)
+        chain.extend(reply.pictures)
+        canvas.value = png(chain)
+        return reply.text
+
+    choice.observe(begin, "value")
+    button.on_click(go)
+    begin()
+    return ipywidgets.VBox([choice, words, button, canvas, line])
+
+
+def _telling(line: ipywidgets.Label) -> Callable[[Callable[..., str]], Callable[..., None]]:
+    """A callback whose words, or whose error, `line` tells: a kernel shows nothing of what goes wrong in it."""
+
+    def around(callback: Callable[..., str]) -> Callable[..., None]:
+        def run(*given: Any) -> None:
+            line.value = "drawing …"
+            try:
+                line.value = callback(*given)
+            except Exception as error:
+                line.value = f"{type(error).__name__}: {error}"
+
+        return run
+
+    return around
