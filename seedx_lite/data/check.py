@@ -83,13 +83,18 @@ def _check_file(path: Path, result: Report, images: str | Path | None) -> None:
     where = {} if name == "captions" else {"images": images}
     samples = FORMATS[name].read(path, problems=unread, **where)
     for sample in tqdm(samples, desc=path.name, unit=" samples", delay=2, leave=False):
-        before = len(result.problems)
+        before, sizes = len(result.problems), []
         for picture in vars(sample).values():
             if isinstance(picture, Path | bytes):
                 try:
-                    open_picture(picture, name="its picture")
+                    sizes.append(open_picture(picture, name="its picture").size)
                 except (ValueError, OSError) as error:
                     report(result.problems, sample.place, error)
+        if len(sizes) == 2:
+            try:
+                edits.check_sizes(*sizes)
+            except ValueError as error:
+                report(result.problems, sample.place, error)
         count["good" if len(result.problems) == before else "bad"] += 1
     result.problems += unread
     count["bad"] += len(unread)

@@ -21,7 +21,7 @@ from .check import FORMATS, data_files, detect
 from .conversations import Conversation
 from .documents import MOST_QUESTIONS
 from .drawn import draw_scenes
-from .edits import EditPair
+from .edits import EditPair, check_sizes
 from .formats import Problem, report
 from .layout import Layout, Sample
 from .pictures import open_picture
@@ -132,6 +132,8 @@ class Files:
                 try:
                     pictures = [open_picture(value, name="its picture") for value in given]
                     sizes = [picture.size for picture in pictures]
+                    if isinstance(entry, EditPair):
+                        check_sizes(*sizes)
                     for image_first in (True, False):
                         self._laid_out(entry, sizes, image_first)
                     cut = _stacked(pictures, layout)

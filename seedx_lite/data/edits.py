@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from .anyres import Size
 from .formats import read_lines, text, write_lines
 from .pictures import picture_path, relative
 
@@ -38,6 +39,13 @@ def parse(record: dict, images: Path, place: str = "") -> EditPair:
         instruction, response = text(record, "instruction_new"), text(record, "response")
     files = [picture_path(text(record, key), images) for key in ("source_image", "target_image")]
     return EditPair(*files, instruction, response, place)
+
+
+def check_sizes(source: Size, target: Size) -> None:
+    """Raises ValueError for pictures of different size, (width, height) in px."""
+    if source != target:
+        told = (f"{width}x{height} px" for width, height in (source, target))
+        raise ValueError("a source of {} and a target of {}; crop or resize one, so that places agree".format(*told))
 
 
 read = partial(read_lines, parse)

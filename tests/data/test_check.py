@@ -2,6 +2,7 @@ import json
 import os
 
 import pytest
+from PIL import Image
 
 from seedx_lite.data import captions
 from seedx_lite.data.check import check, detect
@@ -50,7 +51,9 @@ def test_everything_bad_is_reported_in_one_go(images, jpeg):
         TALK,
         {"image": "a.jpg"},
     )
-    edits = put(images / "edit.jsonl", {**EDIT, "source_image": "broken.jpg", "target_image": "broken.jpg"}, EDIT)
+    Image.new("RGB", (64, 32)).save(images / "wide.png")
+    broken, wide = {"source_image": "broken.jpg", "target_image": "broken.jpg"}, {"target_image": "wide.png"}
+    edits = put(images / "edit.jsonl", EDIT | broken, EDIT, EDIT | wide)
     half = captions.CaptionPair("half", jpeg[:200], "x")
     captions.write(images / "caps.tar", [captions.CaptionPair("good", jpeg, "x"), half])
     (images / "empty.tar").touch()
@@ -61,6 +64,7 @@ def test_everything_bad_is_reported_in_one_go(images, jpeg):
         ("caps.tar!half", "its picture: broken or cut off"),
         ("edit.jsonl:1", "broken.jpg: broken or cut off"),
         ("edit.jsonl:1", "broken.jpg: broken or cut off"),
+        ("edit.jsonl:3", "px and a target of 64x32 px; crop or resize one"),
         ("empty.tar", "an empty tar"),
         ("talk.jsonl:4", "broken.jpg: broken or cut off"),
         ("talk.jsonl:2", "no JSON object"),
@@ -73,11 +77,11 @@ def test_everything_bad_is_reported_in_one_go(images, jpeg):
     assert all(part in reason for (_, reason), (_, part) in zip(places, expected, strict=True))
     assert report.counts == {
         "captions": {"files": 2, "good": 1, "bad": 2},
-        "edits": {"files": 1, "good": 1, "bad": 1},
+        "edits": {"files": 1, "good": 1, "bad": 2},
         "conversations": {"files": 1, "good": 2, "bad": 6},
     }
-    assert str(report).endswith("10 problem(s)")
-    assert check(talks).counts["conversations"]["bad"] == 6 and len(check(edits).problems) == 2
+    assert str(report).endswith("11 problem(s)")
+    assert check(talks).counts["conversations"]["bad"] == 6 and len(check(edits).problems) == 3
 
 
 def test_the_first_lines_may_be_the_bad_ones(images):

@@ -99,6 +99,8 @@ def test_samples_that_cannot_be_used_are_told(layout, folder, capsys):
         Files(layout, folder)
     (folder / "0.jpg").write_bytes(b"no picture")
     assert len(Files(layout, folder, most_lost=0.5).problems) == 3
+    Image.new("RGB", (32, 64)).save(folder / "3.jpg")
+    assert "a source of 32x32 px and a target of 32x64 px" in Files(layout, folder, most_lost=0.8).problems[-1].reason
     with pytest.raises(ValueError, match="0 of 0 samples"):
         (folder / "empty").mkdir()
         Files(layout, folder / "empty")
