@@ -13,7 +13,8 @@ PYTHON = (3, 11)
 MEMORY_GB = 4.0  # what training at lite needs, with a browser open beside it
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PIN = re.compile(r"^([\w.-]+)==(\S+)", re.M)
-STAGES = ("vit", "sdxl", "llama", "reader", "reader_2", "detokenizer-stage1")  # what comes with the project
+# What comes with the project
+STAGES = ("vit", "sdxl", "llama", "reader", "reader_2", "detokenizer-stage1", "detokenizer-stage2")
 MARKS = {"good": "✓", "note": "·", "bad": "✗"}
 
 

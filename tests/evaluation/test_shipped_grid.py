@@ -4,12 +4,18 @@ are there, and its verdicts follow from its cells."""
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from seedx_lite.ablation.detokenizer import MAINS, Cells
 from seedx_lite.ablation.grid import over_seeds, sheet_path
 from seedx_lite.artifacts import SHIPPED, project_path, read_manifest
 from seedx_lite.evaluation.claims import verdicts
+from seedx_lite.evaluation.editing import edited, held_edits
+from seedx_lite.evaluation.reconstruction import Target, judge
 from seedx_lite.evaluation.records import load_record
+from seedx_lite.evaluation.statistics import agreement
+from seedx_lite.evaluation.variants import EDITING, FIRST
+from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 
 STAGES = {"main_n64": "detokenizer-stage1", "main_n256": "detokenizer-unpooled", "main_condition": "detokenizer-stage2"}
 FLOORS = {"main_n64": (0.90, 0.90, 0.75), "main_n256": (0.93, 0.93, 0.85)}  # of the ceiling: scene F1, colour, pose
@@ -39,6 +45,37 @@ def test_main_models_reach_their_floors(record):
             assert reached >= floor * ceiling, (name, metric, reached / ceiling)
 
 
+def test_the_second_stage_reaches_its_floors(record):
+    """Bugs: a condition image that restores little, or holds the old content fast; a stage 2 that has forgotten how to
+    draw from embeddings alone."""
+    on, off = (record["cells"]["main_condition"]["0"]["sets"][f"condition_{side}"] for side in ("on", "off"))
+    assert on["outside_error"]["mean"] <= off["outside_error"]["mean"] / 3
+    assert on["success"]["mean"] >= 0.80 * record["ceilings"]["edits"]["success"]["mean"]
+    stages = [over_seeds(record, name, "test", "f1")[0] for name in ("main_n64", "main_condition")]
+    assert stages[1] >= stages[0] - 0.02
+
+
+def test_the_second_stage_has_the_recorded_numbers(record):
+    """Bug: a check of the edits that other weights pass, or these with the condition left out."""
+    shipped = project_path(SHIPPED) / "lite"
+    pipe = DetokenizerPipeline.from_artifacts(*(shipped / one for one in ("vit", "sdxl", "detokenizer-stage2")))
+    pipe.set_progress_bar_config(disable=True)
+    edits, drawn = held_edits(FIRST, (64, 64))
+    targets = [Target.of(edit.target) for edit in edits]
+    stored = record["cells"]["main_condition"]["0"]["first_edits"]
+
+    def check(condition: bool = True) -> str:
+        pictures = edited(pipe, drawn, condition, 0, **EDITING)
+        return agreement(stored["numbers"], judge(targets, pictures), stored["tolerance"])
+
+    assert (result := check()) == "agrees", result
+    assert check(condition=False) != "agrees"
+    weight = pipe.unet.conv_in.weight
+    with torch.no_grad():
+        weight += 0.1 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    assert check() != "agrees"
+
+
 def test_every_cell_has_its_pictures_and_its_learning_rate(record):
     """Bugs: numbers whose pictures no one can look at; a rate that no trial chose."""
     there = [(name, int(seed)) for name, seeds in record["cells"].items() for seed in seeds]
@@ -49,6 +86,19 @@ def test_every_cell_has_its_pictures_and_its_learning_rate(record):
             tried = record["rates"][name]
             best = min(zip(tried["losses"], tried["rates"], strict=True))[1]
             assert record["cells"][name][str(seed)]["learning_rate"] == best
+
+
+def test_the_readme_tells_the_verdicts(record):
+    """Bug: a claim in the README that the record does not carry."""
+    readme = project_path("README.md").read_text(encoding="utf-8")
+    for one in record["verdicts"]:
+        rows = [row for row in readme.splitlines() if row.startswith(f"| {one['claim']}, {one['part']}: ")]
+        assert len(rows) == 1, (one["claim"], one["part"])
+        cells = [cell.strip() for cell in rows[0].strip("|").split("|")]
+        effect = one["effect"]
+        told = effect and f"{effect['mean']:+.4f} [{effect['low']:+.4f}, {effect['high']:+.4f}]".replace("-", "−")
+        margin = "–" if one["margin"] is None else f"{one['margin']:.4f}"
+        assert cells[3:] == [told or "–", margin, str(len(one["differences"])), f"**{one['verdict']}**"]
 
 
 def test_verdicts_follow_from_the_cells(record):
