@@ -82,6 +82,8 @@ def test_what_is_done_is_not_done_again(grid, measured, monkeypatch):
     monkeypatch.setattr(grid, "tried", None)
     grid.gather()
     rate = grid.learning_rate("n64")
+    monkeypatch.setitem(grid.variants, "given", (Variant(learning_rate=3e-3), 1))
+    assert grid.learning_rate("given") == 3e-3, "a rate that is given is not tried"
     for file in (grid.runs / "smoke" / "cells").glob("*.json"):
         file.rename(file.with_suffix(".away"))
     assert grid.cell("n64", 1) == measured["n64", 1], "from the record of the whole grid"

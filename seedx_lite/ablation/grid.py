@@ -118,7 +118,10 @@ class Grid:
         return found
 
     def learning_rate(self, name: str) -> float:
-        """That of `RATES` with which the variant has the lowest loss on validation scenes after a short training."""
+        """That of the variant; else that of `RATES` with which it has the lowest loss on validation scenes after a
+        short training."""
+        if rate := self.variant(name).learning_rate:
+            return rate
         self.prepare(name)
         if (swept := self._swept(name)) is None:
             config = self.config(name)
