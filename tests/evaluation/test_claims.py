@@ -60,11 +60,11 @@ def test_rules_name_cells_and_metrics_that_exist():
     metrics |= {"edits": {"outside_error", "success"}, "matched": {"coverage"}, "prompts": {"spread"}}
     rules, grids = read_rules(), (detokenizer.Cells, mllm.Cells)
     assert [*rules] == [claim for grid in grids for claim in grid.claims]
-    for grid in grids:
-        for claim, rule in ((claim, rule) for claim in grid.claims for rule in rules[claim]["parts"].values()):
-            least = 3 if "_" in claim else 5  # seeds of what is asked later, and of the primary contrasts
-            names = {name for name, (_, seeds) in grid.usual.items() if seeds >= least}
-            assert rule["want"] in ("more", "less", "no_less") and rule["margin"] > 0
-            assert rule["metric"] in metrics[rule["set"]]
-            sides = ["condition_on", "condition_off"]
-            assert set(rule["contrast"]) <= names or (rule["set"] == "edits" and rule["contrast"] == sides)
+    asked = [(grid, claim, rule) for grid in grids for claim in grid.claims for rule in rules[claim]["parts"].values()]
+    for grid, claim, rule in asked:
+        least = 3 if "_" in claim else 5  # seeds of what is asked later, and of the primary contrasts
+        names = {name for name, (_, seeds) in grid.usual.items() if seeds >= least}
+        assert rule["want"] in ("more", "less", "no_less") and rule["margin"] > 0
+        assert rule["metric"] in metrics[rule["set"]]
+        sides = ["condition_on", "condition_off"]
+        assert set(rule["contrast"]) <= names or (rule["set"] == "edits" and rule["contrast"] == sides)
