@@ -114,7 +114,9 @@ class Cells(Grid):
         if variant.condition:
             told["sets"] |= examiner.measure_edits(pipe, seed)
         if half.is_dir():  # it is not, where the cell came with the project
-            told["half"] = examiner.measure(self.pipeline(half), seed, AT_HALF)
+            earlier = self.pipeline(half)
+            told["half"] = examiner.measure(earlier, seed, AT_HALF)
+            told["half"] |= examiner.measure_edits(earlier, seed) if variant.condition else {}
         if not variant.condition:  # a U-Net with other channels cannot draw from captions any more
             drawing = type(self.drawing)(**self.drawing.components | {"unet": pipe.unet})
             told["captions"] = examiner.measure_captions(drawing, seed)

@@ -55,12 +55,26 @@ def judge_edits(
 ) -> dict[str, dict[str, float]]:
     """`success` and `outside_error` of pictures that should be the targets: means with intervals; also `success` by
     kind of edit."""
-    shown = [success(edit, read) for edit, read in zip(edits, read_scenes(reader, pictures), strict=True)]
-    told = {"success": bootstrap([(one, 1) for one in shown])}
-    rows = zip(drawn.target, pictures, drawn.outside, strict=True)
-    told["outside_error"] = bootstrap([(outside_error(*row), 1) for row in rows if row[2].any()])
+    return summarise_edits(edits, score_edits(edits, drawn, pictures, reader))
+
+
+def score_edits(
+    edits: Sequence[Edit], drawn: DrawnEdits, pictures: Sequence[np.ndarray], reader: SceneReader
+) -> dict[str, list[float]]:
+    """`success` of each edit, 1 or 0, and `outside_error` of each that has an outside."""
+    read, rows = read_scenes(reader, pictures), zip(drawn.target, pictures, drawn.outside, strict=True)
+    return {
+        "success": [float(success(*pair)) for pair in zip(edits, read, strict=True)],
+        "outside_error": [outside_error(*row) for row in rows if row[2].any()],
+    }
+
+
+def summarise_edits(edits: Sequence[Edit], scores: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Means of `score_edits` with intervals; also of `success` by kind of edit."""
+    told = {metric: bootstrap([(one, 1) for one in values]) for metric, values in scores.items()}
     for kind in sorted({edit.kind for edit in edits}):
-        told[kind] = bootstrap([(one, 1) for one, edit in zip(shown, edits, strict=True) if edit.kind == kind])
+        same = [one for one, edit in zip(scores["success"], edits, strict=True) if edit.kind == kind]
+        told[kind] = bootstrap([(one, 1) for one in same])
     return told
 
 

@@ -24,11 +24,11 @@ from seedx_lite.world.draw import render
 from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import Scene, sample_scene
 from .detokenizer import measure_tolerance
-from .editing import edit_ceiling, edited, held_edits, judge_edits
+from .editing import edit_ceiling, edited, held_edits, score_edits, summarise_edits
 from .images import psnr, ssim
 from .reconstruction import Target, colour_error, judge, part_ious, reconstruct, thing_iou
 from .scene_reader import compare_all, read_scenes, summarise
-from .statistics import bootstrap
+from .statistics import bootstrap, paired
 
 SETS = {  # split, mix, number of things (None: one to three), number of scenes
     "test": ("test", "narrow", None, 512),
@@ -153,17 +153,20 @@ class Examiner:
         return {"numbers": numbers, "tolerance": measure_tolerance(pipe, targets, numbers, seed, STEPS, **conditions)}
 
     def measure_edits(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, dict[str, Any]]:
-        """`judge_edits` with the source as condition image (`condition_on`) and without (`condition_off`)."""
+        """`summarise_edits` with the source as condition image (`condition_on`), without (`condition_off`), and the
+        mean differences of the two with intervals, edit by edit (`condition_change`)."""
         edits, drawn = held_edits(self.counts["edits"], self.size)
-        told = {}
-        for name, condition in (("condition_on", True), ("condition_off", False)):
-            pictures = edited(pipe, drawn, condition, seed, **EDITING, quick=True)
-            told[name] = judge_edits(edits, drawn, pictures, self.reader)
-        return told
+        on, off = (
+            score_edits(edits, drawn, edited(pipe, drawn, condition, seed, **EDITING, quick=True), self.reader)
+            for condition in (True, False)
+        )
+        told = {"condition_on": summarise_edits(edits, on), "condition_off": summarise_edits(edits, off)}
+        return told | {"condition_change": {metric: paired(on[metric], off[metric]) for metric in on}}
 
     def measure_disagreement(self, pipe: DetokenizerPipeline, seed: int) -> list[dict[str, Any]]:
-        """For each of `STRENGTHS`: scene F1 of what is drawn against the scene of the embeddings (`embeddings`) and
-        against that of a condition image that has nothing to do with it (`condition`)."""
+        """For each of `STRENGTHS`: scene F1 of what is drawn, and share of right backgrounds, against the scene of
+        the embeddings (`embeddings`) and against that of a condition image that has nothing to do with it
+        (`condition`)."""
         count = min(PAIRS, self.counts["test"] // 2)
         held = scenes("test", 2 * count, "narrow", self.size)
         told_scenes, shown_scenes = held[:count], held[count:]
@@ -173,8 +176,9 @@ class Examiner:
             options = EDITING | {"condition_images": shown, "condition_strength": strength, "quick": True}
             read = read_scenes(self.reader, reconstruct(pipe, pictures, range(len(pictures)), seed=seed, **options))
             sides = {"embeddings": told_scenes, "condition": shown_scenes}
-            scores = {name: summarise(compare_all(side, read))["f1"] for name, side in sides.items()}
-            told.append({"strength": strength} | scores)
+            scores = {name: summarise(compare_all(side, read)) for name, side in sides.items()}
+            told.append({"strength": strength})
+            told[-1] |= {name: {what: one[what] for what in ("f1", "background")} for name, one in scores.items()}
         return told
 
     def measure_captions(self, text_to_image, seed: int) -> dict[str, dict[str, float]]:

@@ -6,6 +6,7 @@ width.
 
 import inspect
 import json
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -165,8 +166,14 @@ class DetokenizerPipeline(DiffusionPipeline):
         Raises TypeError or ValueError that says what was given, what is expected and what to do.
         """
         for name, value in (("num_inference_steps", num_inference_steps), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}={value!r}: expected a whole number, 1 or more")
+        for name, value in (("guidance_scale", guidance_scale), ("image_guidance_scale", image_guidance_scale)):
+            if not math.isfinite(value):
+                raise ValueError(f"{name}={value}: expected a number")
+        if not self.takes_condition and (image_guidance_scale, condition_strength) != (1, 1):
+            told = "image_guidance_scale and condition_strength are for a U-Net of the second stage; leave them out"
+            raise ValueError(f"this U-Net takes no condition image: {told}")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r}: expected one of pil, np, pt, latent")
         if not 0 <= condition_strength <= 1:
@@ -265,7 +272,8 @@ class DetokenizerPipeline(DiffusionPipeline):
         for nothing, it is not asked for.
         """
         scale, image_scale = guidance
-        both = condition is not None and scale > 1 and image_scale != 1
+        both = condition is not None and image_scale != 1
+        scale = max(scale, 1.0)
         passes = 3 if both else 2 if scale > 1 else 1  # nothing, condition image alone, all
         context, negative_context, pooled, negative_pooled = conditioning
         context = torch.cat([*[negative_context] * (passes - 1), context])

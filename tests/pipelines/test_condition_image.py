@@ -69,6 +69,11 @@ def test_guidance_by_both(pipe, monkeypatch):
     draw(pipe, conditions, guidance_scale=3.0)
     image, all_ = seen[0].sample.chunk(2)
     assert torch.allclose(stepped[0], image + 3 * (all_ - image), atol=1e-4)
+    seen.clear()
+    stepped.clear()
+    draw(pipe, conditions, guidance_scale=1.0, image_guidance_scale=1.5)
+    none, image, all_ = seen[0].sample.chunk(3)
+    assert torch.allclose(stepped[0], all_ + 0.5 * (image - none), atol=1e-4)
 
 
 def test_no_condition_is_zeros(pipe):
@@ -108,6 +113,8 @@ def test_round_trip_of_the_second_stage(pipe, tmp_path):
         ([noisy(1), noisy(1, mode="L"), None], {}, ValueError, "condition image 1 is 32x32 px, L; expected .*convert"),
         ([noisy(1), "cat.jpg", None], {}, TypeError, "condition image 1 is a str, expected a PIL picture or None"),
         (noisy(1), {"condition_strength": 1.5}, ValueError, "condition_strength=1.5: expected 0 to 1"),
+        (None, {"guidance_scale": float("nan")}, ValueError, "guidance_scale=nan: expected a number"),
+        (None, {"num_inference_steps": True}, ValueError, "num_inference_steps=True: expected a whole number"),
         (None, {"num_inference_steps": 0}, ValueError, "num_inference_steps=0: expected a whole number, 1 or more"),
         (None, {"num_inference_steps": -3}, ValueError, "num_inference_steps=-3"),
     ],
