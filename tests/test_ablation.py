@@ -66,8 +66,8 @@ def test_cells_stand_on_the_same_foundations(runs, measured, grid):
     assert started["detokenizer-stage1"] == read_manifest(stage1(grid.preset, runs=runs))["id"]
 
 
-def test_stage_2_starts_as_stage_1(runs, measured, grid):
-    """Bugs: a widened convolution that is not zero; a condition image that is never shown."""
+def test_stage_2_goes_on_from_stage_1(runs, measured, grid):
+    """Bugs: a U-Net that is not the main model's; a condition image that is never shown, so that its weights stay 0."""
     first = read_adapter(stage1(grid.preset, runs=runs), grid.folders["sdxl"])
     trained = read_adapter(runs / "smoke" / "cell-condition-seed0", grid.folders["sdxl"])
     assert isinstance(trained, SDXLAdapterWithLatentImage) and trained.config["full_ft"]
@@ -103,8 +103,9 @@ def test_a_stopped_grid_tells_what_is_missing(grid, measured):
 
 def test_cells_of_another_version_are_refused(grid, measured):
     other = ablation.Cells("smoke", ["training.cell.steps=5"], grid.runs, SMALL, COUNTS)
-    with pytest.raises(ValueError, match=r"detokenizer-n64-seed0\.json is of another version of the grid"):
-        other.cell("n64", 0)
+    for look in (lambda: other.cell("n64", 0), other.check):  # the latter before a training begins
+        with pytest.raises(ValueError, match=r"detokenizer-n64-seed0\.json is of another version of the grid"):
+            look()
 
 
 def test_the_record_of_another_version_is_run_again(grid, measured):
@@ -126,8 +127,20 @@ def test_several_processes_and_a_variant_of_your_own(tmp_path, capsys, monkeypat
     assert record["cells"].keys() == {"n64", "n32"} and record["cells"]["n32"]["0"]["sets"]["test"]["psnr"]["mean"] > 0
     assert "n32, seed 0: scene F1" in capsys.readouterr().out
     monkeypatch.setitem(ablation.DETOKENIZERS, "n16", (Variant(vit_down=16), 1))
-    again = json.loads(grids.run(*shared, only=["n16"]).read_text())
+    again = json.loads(grids.run(*shared, processes=2, only=["n16"]).read_text())
     assert again["cells"].keys() == {"n64", "n32", "n16"} and again["cells"]["n32"] == record["cells"]["n32"]
+
+
+def test_means_are_over_shared_seeds():
+    """Bug: a variant of three seeds beside one of five, so that the table compares seeds."""
+
+    def cells(*values):
+        return {str(seed): {"sets": {"test": {"f1": {"mean": value}}}} for seed, value in values}
+
+    record = {"cells": {"a": cells((0, 0.1), (1, 0.2), (2, 0.9)), "b": cells((0, 0.3), (1, 0.4))}}
+    assert grids.shared_seeds(record, ["a", "b"]) == [0, 1] and grids.shared_seeds(record, ["a", "c"]) == []
+    assert grids.over_seeds(record, "a", "test", "f1", seeds=[0, 1]) == [0.1, 0.2]
+    assert grids.over_seeds(record, "a", "test", "f1") == [0.1, 0.2, 0.9]
 
 
 def test_bad_input():

@@ -10,7 +10,7 @@ import hashlib
 import json
 import multiprocessing
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -78,7 +78,7 @@ class Grid:
         raise NotImplementedError
 
     def decides(self, name: str) -> list[Any]:
-        """Everything that decides the numbers of a variant, beside the seed."""
+        """What may differ from run to run and decides the numbers of a variant, beside the seed."""
         raise NotImplementedError
 
     def tried(self, name: str, config: TrainConfig, rates: Sequence[float]) -> list[float]:
@@ -159,6 +159,13 @@ class Grid:
         stored = [(name, seed, whole.get(name, {}).get(str(seed))) for name, seed in self.cells]
         return [f"{n}/{s}" for n, s, cell in stored if cell and cell["identity"] != self.identity(n, s)]
 
+    def check(self) -> None:
+        """Raises ValueError that names a file of `runs` that is of another version."""
+        for cell in self.cells:
+            self._done(*cell)
+        for name in self.variants:
+            self._swept(name)
+
     def finished(self, folder: Path, seconds: float) -> dict[str, Any]:
         """What every cell tells of its training, in `folder`, and of what measuring took."""
         run = json.loads((folder / "training.json").read_text())
@@ -219,19 +226,37 @@ class Grid:
         return self._found(record, seed, identity)
 
 
-def over_seeds(record: Mapping[str, Any], name: str, where: str, metric: str, part: str = "sets") -> list[float]:
+def shared_seeds(record: Mapping[str, Any], names: Iterable[str]) -> list[int]:
+    """The seeds that all of some variants have in a record: means over these can be compared."""
+    there = [set(map(int, record["cells"].get(name, {}))) for name in names]
+    return sorted(set.intersection(*there)) if there else []
+
+
+def over_seeds(
+    record: Mapping[str, Any],
+    name: str,
+    where: str,
+    metric: str,
+    part: str = "sets",
+    seeds: Collection[int] | None = None,
+) -> list[float]:
     """A metric on a set, for each seed of a variant in a record, or of VAE round trips for the name `ceiling`; nan
-    where nothing was found that it could be counted on. part: `half` for the weights at half of the steps."""
-    cells = [{part: record["ceilings"]}] if name == "ceiling" else record["cells"][name].values()
+    where nothing was found that it could be counted on. part: `half` for the weights at half of the steps. seeds: which
+    of them (all)."""
+    if name == "ceiling":
+        cells = [{part: record["ceilings"]}]
+    else:
+        cells = [one for seed, one in record["cells"][name].items() if seeds is None or int(seed) in seeds]
     return [cell[part][where].get(metric, {}).get("mean", float("nan")) for cell in cells]
 
 
-Shared = tuple[str, str, tuple[str, ...], str]  # part, preset, overrides, runs
+# Part, preset, overrides, runs and variants, of which a notebook may have added some: what every process needs to know
+Shared = tuple[str, str, tuple[str, ...], str, tuple[tuple[str, tuple[Any, int]], ...]]
 
 
 @lru_cache(maxsize=1)
-def _opened(part: str, source: str, overrides: tuple[str, ...], runs: str) -> Grid:
-    return import_module(f"seedx_lite.ablation.{part}").Cells(source, overrides, runs)
+def _opened(part: str, source: str, overrides: tuple[str, ...], runs: str, variants: tuple) -> Grid:
+    return import_module(f"seedx_lite.ablation.{part}").Cells(source, overrides, runs, dict(variants))
 
 
 def _run_sweep(shared: Shared, name: str) -> str:
@@ -255,13 +280,16 @@ def run(
     """Runs all cells of a part that are missing, of the variants `only` (none: of all), and gathers; returns the path
     of the record.
 
-    processes: cells at a time, among which the cores are shared out. Raises ValueError for an unknown variant.
+    processes: cells at a time, among which the cores are shared out. Raises ValueError for an unknown variant, and for
+    stored cells of another version, before any training.
     """
-    shared = (part, str(source), tuple(overrides), str(runs))
+    variants = import_module(f"seedx_lite.ablation.{part}").Cells.usual
+    shared = (part, str(source), tuple(overrides), str(runs), tuple(variants.items()))
     grid = _opened(*shared)  # trains the foundations once, if they are missing
     known = [*grid.mains, *grid.variants]
     if unknown := sorted(set(only) - set(known)):
         raise ValueError(f"no variant {', '.join(unknown)}; known are {', '.join(known)}")
+    grid.check()
     if outdated := grid.outdated():
         print(f"stored by another version of the grid or its foundations, to be run again: {', '.join(outdated)}")
     todo = [cell for cell in grid.cells if not only or cell[0] in only]

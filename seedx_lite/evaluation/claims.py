@@ -8,6 +8,7 @@ from typing import Any
 from .statistics import interval
 
 RULES = Path(__file__).with_name("claims.yaml")
+SEEDS = 5  # that a verdict needs, where a rule does not say
 Cells = Mapping[str, Mapping[int, Mapping[str, Mapping[str, Mapping[str, float]]]]]  # variant, seed, set, metric, mean
 
 
@@ -58,13 +59,18 @@ def together(verdicts: Sequence[str]) -> str:
     """The verdict on a claim from those on its parts."""
     if len(set(verdicts)) == 1:
         return verdicts[0]
-    return "in part" if "reproduced" in verdicts else "inconclusive"
+    if "unfinished" in verdicts:
+        return "unfinished"
+    if "reproduced" in verdicts:
+        return "in part"
+    return "not reproduced" if "reversed" in verdicts else "inconclusive"
 
 
 def verdicts(
     cells: Cells, ceilings: Mapping[str, Mapping[str, Mapping[str, float]]], claims: Collection[str]
 ) -> list[Verdict]:
-    """A verdict on each part of each of the `claims`; `unfinished` where fewer than two seeds have both cells.
+    """A verdict on each part of each of the `claims`; `unfinished` where fewer seeds than the rule asks for have both
+    cells.
 
     ceilings: by set and metric, the mean over VAE round trips of the same pictures.
     """
@@ -86,5 +92,7 @@ def verdicts(
                 continue
             margin = rule["margin"] * (ceilings[where][metric]["mean"] if rule["of_ceiling"] else 1)
             effect = interval(list(differences.values()))
-            told.append(Verdict(claim, part, rule, differences, effect, margin, judge(effect, margin, rule["want"])))
+            done = len(differences) >= rule.get("seeds", SEEDS)
+            verdict = judge(effect, margin, rule["want"]) if done else "unfinished"
+            told.append(Verdict(claim, part, rule, differences, effect, margin, verdict))
     return told

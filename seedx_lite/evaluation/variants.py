@@ -43,7 +43,7 @@ EDITS, CAPTIONS = 512, 128  # of edits, and of captions that a fine-tuned U-Net 
 PART_PASSES = 0.5  # overlap that a small part has after a VAE round trip, to be asked for
 FIRST = 16  # crowded scenes that are drawn again to check a record
 STRENGTHS, PAIRS = (0.0, 0.25, 0.5, 0.75, 1.0), 128  # of a condition image that is not of the scene to be drawn
-STEPS, GUIDANCE = 4, 2.0  # more steps make no number better, see `Examiner.sampling`
+STEPS, GUIDANCE = 4, 2.0  # more steps change F1 and pose within their intervals, and cost overlap, see `sampling`
 CAPTION_STEPS = 12  # as few as text-to-image needs
 EDITING = {"steps": STEPS, "guidance": GUIDANCE}  # how edits are drawn
 

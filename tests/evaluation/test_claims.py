@@ -34,6 +34,8 @@ def test_a_claim_needs_all_its_parts():
     assert together(["reproduced", "reproduced"]) == "reproduced"
     assert together(["reproduced", "reversed"]) == "in part"
     assert together(["no difference", "inconclusive"]) == "inconclusive"
+    assert together(["no difference", "reversed"]) == "not reproduced"
+    assert together(["reproduced", "unfinished"]) == "unfinished"
 
 
 def _cells(**poses):
@@ -42,13 +44,24 @@ def _cells(**poses):
 
 def test_verdicts_are_paired_by_seed():
     """Bug: means of all seeds compared, with the spread between seeds for an error; seeds that only one side has."""
-    cells = _cells(n256=[0.5, 0.7, 0.9], n64=[0.4, 0.6, 0.8, 0.1])
+    cells = _cells(n256=[0.5, 0.7, 0.9, 0.2, 0.3], n64=[0.4, 0.6, 0.8, 0.1, 0.2, 0.9])
     told = {(v.claim, v.part): v for v in verdicts(cells, {"crowded": {"pose": {"mean": 0.5}}}, "ABF")}
     posture = told["A", "posture"]
-    assert posture.differences == pytest.approx({0: 0.1, 1: 0.1, 2: 0.1})
+    assert posture.differences == pytest.approx(dict.fromkeys(range(5), 0.1))
     assert posture.margin == pytest.approx(0.01) and posture.verdict == "reproduced"
     assert "pose of n256 - n64, crowded scenes: +0.1000" in str(posture)
     assert {v.verdict for key, v in told.items() if key != ("A", "posture")} == {"unfinished"}
+
+
+def test_fewer_seeds_than_asked_for_are_no_verdict():
+    """Bug: a look at two seeds that is called reproduced, and reversed by the third."""
+    few = verdicts(_cells(n256=[0.5, 0.7], n64=[0.4, 0.6]), {"crowded": {"pose": {"mean": 0.5}}}, "A")[0]
+    assert few.verdict == "unfinished" and few.effect["low"] == pytest.approx(0.1)
+    assert str(few).endswith("2 seeds: unfinished")
+    parts = {"n64_soft": [0.5, 0.5, 0.5], "n64_full_soft": [0.4, 0.4, 0.4]}
+    cells = {name: {s: {"broad": {"part_iou": {"mean": p}}} for s, p in enumerate(ps)} for name, ps in parts.items()}
+    asked_later = verdicts(cells, {"broad": {"part_iou": {"mean": 0.5}}}, ["B_soft"])[0]
+    assert asked_later.verdict == "reproduced"
 
 
 def test_rules_name_cells_and_metrics_that_exist():
