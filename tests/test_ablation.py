@@ -40,6 +40,13 @@ def test_cells_of_stage_2_are_of_one_main_model(grid, measured, monkeypatch):
     assert [name for name in names if grid.identity(name, 0) != before[name]] == ["condition", "main_condition"]
 
 
+def test_a_main_model_that_was_trained_again_is_measured_again(grid, measured, monkeypatch):
+    """Bug: numbers of yesterday's weights beside those of today, of the same configuration."""
+    assert grid._done("main_n64", 0) == measured["main_n64", 0]
+    monkeypatch.setattr(ablation, "find", lambda *_: grid.folders["vit"])  # another model
+    assert grid._done("main_n64", 0) is None
+
+
 def test_seeds_run_side_by_side():
     grid = {"a": (Variant(), 2), "b": (Variant(), 1)}
     assert grids.in_turn(grid, most=5) == [("a", 0), ("b", 0), ("a", 1)]

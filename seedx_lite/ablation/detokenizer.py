@@ -34,8 +34,9 @@ DETOKENIZERS: dict[str, tuple[Variant, int]] = {
     "n64_soft": (Variant(soften=2, learning_rate=1e-3), 3),
     "n64_full_soft": (Variant(soften=2, learning_rate=1e-3, full_ft=True), 3),
 }
-# The main models, trained longer and with one seed.
+# The main models, trained longer and with one seed, and their stages.
 MAIN = "main_n64"
+STAGES = {MAIN: "detokenizer-stage1", "main_n256": "detokenizer-unpooled", "main_condition": "detokenizer-stage2"}
 MAINS: dict[str, tuple[Variant, Callable[..., Path]]] = {
     MAIN: (Variant(), detokenizer.stage1),
     "main_n256": (Variant(vit_down=1), detokenizer.stage1_unpooled),
@@ -135,6 +136,12 @@ class Cells(Grid):
         told = {"steps": STEPS, "guidance": GUIDANCE, "counts": self.examiner.counts}
         told["foundation"] = {"captions": self.examiner.measure_captions(self.drawing, 0)}
         return told | {"ceilings": self.examiner.ceilings()}
+
+    def _done(self, name: str, seed: int) -> dict[str, Any] | None:
+        """Nothing of a main model that was trained again since."""
+        found = super()._done(name, seed)
+        made = find(STAGES[name], self.preset.name, 0, self.runs) if name in MAINS and found else None
+        return None if made and read_manifest(made)["id"] != found["artifact"] else found
 
     @classmethod
     def by_contrast(cls, record: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:

@@ -96,17 +96,20 @@ class DetokenizerPipeline(DiffusionPipeline):
         index = folder / cls.config_name
         if not index.is_file():
             raise FileNotFoundError(f"{index} is missing; give a folder that {cls.__name__}.save_pretrained wrote")
-        settings = json.loads(index.read_text())
-        if settings.get("_class_name") != cls.__name__:
-            raise ValueError(f"{index} is of a {settings.get('_class_name')}, expected {cls.__name__}")
+        try:
+            settings = json.loads(index.read_text())
+            if settings["_class_name"] != cls.__name__:
+                raise ValueError(f"it is of a {settings['_class_name']}")
+            own = {name: settings[name] for name in ("vit_down", "official")}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{index}: {error!r}; expected one that {cls.__name__}.save_pretrained wrote") from error
         return cls(
             VisionTransformerWithAttnPool.from_pretrained(folder / "vit").to(dtype),
             read_vae(folder, dtype),
             UNet2DConditionModel.from_pretrained(folder, subfolder="unet", dtype=dtype),
             ResamplerXLV2.from_pretrained(folder / "resampler").to(dtype),
             _read_scheduler(folder),
-            vit_down=settings["vit_down"],
-            official=settings["official"],
+            **own,
         )
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from seedx_lite.ablation.detokenizer import DETOKENIZERS, MAINS, Cells
+from seedx_lite.ablation.detokenizer import DETOKENIZERS, MAINS, STAGES, Cells
 from seedx_lite.ablation.grid import over_seeds, sheet_path
 from seedx_lite.artifacts import SHIPPED, project_path, read_manifest
 from seedx_lite.evaluation.claims import verdicts
@@ -17,7 +17,6 @@ from seedx_lite.evaluation.statistics import agreement
 from seedx_lite.evaluation.variants import EDITING, FIRST
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 
-STAGES = {"main_n64": "detokenizer-stage1", "main_n256": "detokenizer-unpooled", "main_condition": "detokenizer-stage2"}
 FLOORS = {"main_n64": (0.90, 0.90, 0.75), "main_n256": (0.93, 0.93, 0.85)}  # of the ceiling: scene F1, colour, pose
 
 

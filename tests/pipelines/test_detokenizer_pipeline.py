@@ -131,6 +131,13 @@ def test_round_trip(pipe, pictures, tmp_path):
         assert torch.equal(draw(loaded, pictures, 1, 2, 3), draw(saved, pictures, 1, 2, 3))
     assert loaded.config.vit_down == 16 and loaded.scheduler.config.prediction_type == "v_prediction"
     assert not list(tmp_path.rglob("*.bin"))
+    index = tmp_path / "model_index.json"
+    told = index.read_text()
+    for broken in (told[:20], told.replace("vit_down", "vit_up"), told.replace("DetokenizerPipeline", "Other"), "[]"):
+        index.write_text(broken)
+        with pytest.raises(ValueError, match=r"model_index\.json: .*; expected one that DetokenizerPipeline"):
+            DetokenizerPipeline.from_pretrained(tmp_path)
+    index.write_text(told)
     (tmp_path / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(ValueError, match=r"scheduler_config\.json is missing"):
         DetokenizerPipeline.from_pretrained(tmp_path)
