@@ -99,10 +99,10 @@ class DetokenizerPipeline(DiffusionPipeline):
         try:
             settings = json.loads(index.read_text())
             if settings["_class_name"] != cls.__name__:
-                raise ValueError(f"it is of a {settings['_class_name']}")
+                raise ValueError(f"of a {settings['_class_name']}, expected {cls.__name__}")
             own = {name: settings[name] for name in ("vit_down", "official")}
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{index}: {error!r}; expected one that {cls.__name__}.save_pretrained wrote") from error
+            raise ValueError(f"{index}: {error!r}; give a folder that {cls.__name__}.save_pretrained wrote") from error
         return cls(
             VisionTransformerWithAttnPool.from_pretrained(folder / "vit").to(dtype),
             read_vae(folder, dtype),

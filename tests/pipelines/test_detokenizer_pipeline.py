@@ -135,7 +135,7 @@ def test_round_trip(pipe, pictures, tmp_path):
     told = index.read_text()
     for broken in (told[:20], told.replace("vit_down", "vit_up"), told.replace("DetokenizerPipeline", "Other"), "[]"):
         index.write_text(broken)
-        with pytest.raises(ValueError, match=r"model_index\.json: .*; expected one that DetokenizerPipeline"):
+        with pytest.raises(ValueError, match=r"model_index\.json: .*; give a folder that DetokenizerPipeline"):
             DetokenizerPipeline.from_pretrained(tmp_path)
     index.write_text(told)
     (tmp_path / "scheduler" / "scheduler_config.json").unlink()
