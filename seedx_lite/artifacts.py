@@ -98,10 +98,16 @@ def find(stage: str, preset: str, seed: int = 0, runs: str | Path = RUNS, shippe
 
 
 def ship(
-    preset: str, stages: Sequence[str], runs: str | Path = RUNS, shipped: str | Path = SHIPPED, limit: int = 15_000_000
+    preset: str,
+    stages: Sequence[str],
+    runs: str | Path = RUNS,
+    shipped: str | Path = SHIPPED,
+    limit: int = 15_000_000,
+    finish: Callable[[str, Path], None] = lambda stage, folder: None,
 ) -> list[Path]:
     """Copies finished artifacts of seed 0 from `runs` to `shipped`, weights in float16, their ids kept; returns the
-    folders. Raises ValueError if float16 cannot hold a weight, or a file has more than `limit` bytes."""
+    folders. finish: called with the stage and the copy, which it may make smaller. Raises ValueError if float16 cannot
+    hold a weight, or a file has more than `limit` bytes."""
     targets = [project_path(shipped) / preset / stage for stage in stages]
     for target in targets:
         source = project_path(runs) / preset / f"{target.name}-seed0"
@@ -115,6 +121,7 @@ def ship(
                 _copy_in_float16(source / name, part / name)
                 if (size := (part / name).stat().st_size) > limit:
                     raise ValueError(f"{source / name}: {size} bytes to ship, expected {limit} at most")
+            finish(target.name, part)
             _write_manifest(part, manifest | {"stored_as": "float16"})
             _replace(target, part)
         finally:

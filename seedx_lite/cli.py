@@ -295,9 +295,15 @@ def _ship(args) -> None:
     from seedx_lite.artifacts import SHIPPED, project_path, ship
     from seedx_lite.cards import write_card
     from seedx_lite.evaluation.records import ship_records
+    from seedx_lite.models.mllm import leave_out_base
+    from seedx_lite.training.sft import BASES
+
+    def finish(stage: str, folder: Path) -> None:
+        if stage in BASES:
+            leave_out_base(folder, f"../{BASES[stage]}")
 
     preset = load_preset(args.preset).name
-    paths = ship(preset, args.stages, runs=args.runs)
+    paths = ship(preset, args.stages, runs=args.runs, finish=finish)
     if preset == "lite":
         paths += [*ship_records(args.runs), *ship_sheets(args.runs)]
     for path in paths:

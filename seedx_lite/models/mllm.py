@@ -5,6 +5,7 @@ of a picture from the vision encoder, K their channels, R positions of a picture
 Q visual embeddings that are predicted for it, V vocabulary.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -20,11 +22,12 @@ from transformers.utils import ModelOutput
 from .generation import Generated, generate
 from .resamplers import DeepResampler, FlowResampler, Resampler
 from .vit import pool_embeddings
-from .weights import CONFIG, check_keys
+from .weights import CONFIG, WEIGHTS, check_keys, load_tensors
 
 IGNORED = -100  # the label of a position that is not trained
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA_NORMS = ("input_layernorm", "post_attention_layernorm", "norm")
+FROZEN = {"base_layer", "original_module"}  # in the names of what LoRA and its copies of norms stand for
 
 
 class ContinuousLVLMConfig(PreTrainedConfig):
@@ -43,6 +46,7 @@ class ContinuousLVLMConfig(PreTrainedConfig):
         unused_token_ids: image tokens beyond N, which are never said.
         lora: settings of `add_lora`, once that was called.
         official: generation as in the released code, see `generation.py`.
+        base: of a folder after `leave_out_base`, where the weights are that were not trained.
     """
 
     model_type = "seedx_lvlm"
@@ -63,6 +67,7 @@ class ContinuousLVLMConfig(PreTrainedConfig):
     official: bool = False
     target_mean: list[float] | None = None
     target_std: list[float] | None = None
+    base: str | None = None
 
     @property
     def chain(self) -> list[int]:
@@ -263,7 +268,7 @@ class ContinuousLVLM(PreTrainedModel):
     def _freeze(self) -> None:
         """With LoRA, leave out of training the matrices that it changes, and the norms that have copies."""
         for name, parameter in self.llm.named_parameters():
-            parameter.requires_grad_(not {"base_layer", "original_module"} & set(name.split(".")))
+            parameter.requires_grad_(not _is_frozen(name))
 
     def merge_lora(self) -> Self:
         """Add the low-rank changes to the weights and leave a plain `LlamaForCausalLM`, all of it trained. Changes this
@@ -290,12 +295,52 @@ class ContinuousLVLM(PreTrainedModel):
         ValueError that lists the keys where weights are missing, too many or of another shape."""
         if not (file := Path(folder, CONFIG)).is_file():
             raise FileNotFoundError(f"{file} is missing; give a folder of {cls.__name__}.save_pretrained")
+        if json.loads(file.read_text()).get("base"):
+            return cls._upon_base(Path(folder), *args, **kwargs)
         settings = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # they are reported below
         model, found = super().from_pretrained(folder, *args, **kwargs, **settings)
         reshaped = {f"{key} {list(there)} instead of {list(here)}" for key, there, here in found["mismatched_keys"]}
         check_keys(folder, cls.__name__, found["missing_keys"], found["unexpected_keys"], reshaped)
         model._freeze()  # which reading has forgotten
         return model
+
+    @classmethod
+    def _upon_base(cls, folder: Path, **kwargs) -> Self:
+        """Read a folder of `leave_out_base`, upon its base; kwargs: dtype, attn_implementation."""
+        config = cls.config_class.from_pretrained(folder)
+        base, lora = folder / config.base, config.lora
+        if not (base / CONFIG).is_file():
+            raise FileNotFoundError(f"{base} is missing; {folder} holds only what was trained upon it: keep both")
+        if json.loads((base / CONFIG).read_text())["model_type"] == cls.config_class.model_type:
+            model = cls.from_pretrained(base, dtype=torch.float32)
+            model = model if model.config.lora is None else model.merge_lora()
+        else:
+            config.lora = None
+            model = cls(config)
+            model.llm.load_state_dict(LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict())
+        model.config.lora = None
+        model.add_lora(**lora)
+        trained = {name for name in model.state_dict() if not _is_frozen(name)}
+        load_tensors(model, load_file(folder / WEIGHTS), folder, required=trained)
+        config.base, config.lora, model.config = None, lora, config
+        if attention := kwargs.get("attn_implementation"):
+            model.set_attn_implementation(attention)
+        return model.to(kwargs.get("dtype", torch.float32)).eval()
+
+
+def leave_out_base(folder: Path, base: str) -> None:
+    """Leaves in a folder of `ContinuousLVLM.save_pretrained` only what was trained. The other weights, which LoRA and
+    the copies of norms stand for, are read from `base`, a folder relative to this one: a `LlamaForCausalLM`, or another
+    `ContinuousLVLM`, whose LoRA is merged first. Raises ValueError for a model without LoRA."""
+    config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
+    if not config.get("lora"):
+        raise ValueError(f"{folder} is of a model without LoRA: all of it was trained")
+    save_file({k: v for k, v in tensors.items() if not _is_frozen(k)}, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(json.dumps(config | {"base": base}, indent=2) + "\n")
+
+
+def _is_frozen(name: str) -> bool:
+    return bool(FROZEN & set(name.split(".")))
 
 
 def _per_picture(hidden: Tensor, pictures: int) -> Tensor:

@@ -23,6 +23,7 @@ from .mllm import CUT, Batches, Parts, files_recipe, mllm, new_layout, scenes_of
 from .vit import vit
 
 CHAINS = 0.25  # share of edits that come in chains
+BASES = {"mllm": "llama", "sft-chat": "mllm", "sft-edit": "mllm"}  # stages, and what their LoRA was trained upon
 QUESTION = "{question}"  # of own conversations: the layout puts it into an instruction
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM, LogitsProcessorList
 
 from seedx_lite.models.generation import ImageTokenProcessor
-from seedx_lite.models.mllm import ContinuousLVLM, ContinuousLVLMConfig
+from seedx_lite.models.mllm import ContinuousLVLM, ContinuousLVLMConfig, _is_frozen, leave_out_base
 from seedx_lite.presets import load_preset
 
 BOI, IMAGE, EOI, EOS = 58, [48, 49, 50, 51], 59, 2
@@ -288,11 +288,7 @@ def test_lora_is_saved_read_and_merged(tmp_path):
     assert torch.equal(hidden_of(model), before)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     assert len(frozen) == 2 * (7 + 2) + 1  # seven matrices and two norms in each of two layers, the last norm
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter += 0.05 * torch.randn_like(parameter)
-    trained = hidden_of(model)
+    trained = hidden_of(moved(model))
     assert (trained - before).abs().max() > 0.1
     model.save_pretrained(tmp_path / "lora")
     again = ContinuousLVLM.from_pretrained(tmp_path / "lora")
@@ -311,6 +307,44 @@ def test_lora_is_saved_read_and_merged(tmp_path):
         plain.merge_lora()
     with pytest.raises(ValueError, match="LoRA is there already"):
         model.add_lora()
+
+
+def test_only_what_was_trained_is_stored(tmp_path):
+    """Bugs: a base that is not merged, or read as the wrong kind of model; a model that is saved again without what it
+    stands on; trained weights that come from the base."""
+    plain = make_model()
+    plain.llm.save_pretrained(tmp_path / "llama")
+    first = moved(plain.add_lora(r=4, lora_alpha=8))
+    first.save_pretrained(tmp_path / "first")
+    wanted = [hidden_of(first)]
+    second = moved(first.merge_lora().add_lora(r=2, lora_alpha=2))
+    second.save_pretrained(tmp_path / "second")
+    wanted.append(hidden_of(second))
+    sizes = {name: (tmp_path / name / "model.safetensors").stat().st_size for name in ("first", "second")}
+    for name, base in (("first", "../llama"), ("second", "../first")):
+        leave_out_base(tmp_path / name, base)
+        assert (tmp_path / name / "model.safetensors").stat().st_size < sizes[name]
+    for name, hidden in zip(sizes, wanted, strict=True):
+        again = ContinuousLVLM.from_pretrained(tmp_path / name, attn_implementation="eager")
+        assert torch.allclose(hidden_of(again), hidden, atol=1e-4) and not again.training
+        assert again.config.lora and again.config.chain == plain.config.chain and again.config.base is None
+        assert all(parameter.requires_grad != _is_frozen(key) for key, parameter in again.named_parameters())
+        again.save_pretrained(tmp_path / "whole")
+        assert torch.allclose(hidden_of(ContinuousLVLM.from_pretrained(tmp_path / "whole")), hidden, atol=1e-4)
+    with pytest.raises(ValueError, match=r"llama.*without LoRA"):
+        leave_out_base(tmp_path / "llama", "..")
+    (tmp_path / "llama" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"llama is missing; .*first holds only what was trained upon it"):
+        ContinuousLVLM.from_pretrained(tmp_path / "second")
+
+
+def moved(model):
+    """With every trained parameter elsewhere."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn_like(parameter)
+    return model
 
 
 def test_files_that_do_not_fit(model, tmp_path):
