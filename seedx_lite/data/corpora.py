@@ -6,6 +6,7 @@ are rows of `squares`, uint8 [P, S, S, 3]: the sub-images of all pictures of the
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, Protocol
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from seedx_lite.world.language import caption, detections, full_caption, grounded_description
-from seedx_lite.world.questions import questions
+from seedx_lite.world.questions import questions, varied
 from seedx_lite.world.scene import Scene, sample_scene
 from .captions import CaptionPair
 from .check import FORMATS, data_files, detect
@@ -27,8 +28,9 @@ from .layout import Layout, Sample
 from .pictures import open_picture
 from .prompts import LOCATE, READING
 
-FORMS = {"caption": 0.1, "grounded": 0.1, "questions": 0.25, "detection": 0.15, "drawing": 0.4}  # shares of samples
+FORMS = {"caption": 0.1, "grounded": 0.05, "questions": 0.35, "detection": 0.15, "drawing": 0.35}  # shares of samples
 DRAWN = {"full": 0.7, "partial": 0.2, "one_thing": 0.1}  # of the captions that are drawn from
+UNCUT = 1 / 3  # of the scenes that are not of one square: shown as a whole in one square, and nothing else
 BLOCK = 100  # samples in which each corpus of a mixture has its share
 MOST_LOST = 0.05  # share of a corpus that may be unusable
 
@@ -59,7 +61,7 @@ class Scenes:
         cache: str | Path | None = None,
         forms: Mapping[str, float] | None = None,
     ):
-        self.layout, self.split, self.size = layout, split, size
+        self.layout, self.whole, self.split, self.size = layout, replace(layout, grids=("1x1",)), split, size
         self.squares = draw_scenes(split, count, "narrow", size, cache=cache).pictures
         self.each = len(layout.squares(Image.new("RGB", size)))
         if self.each > 1:
@@ -72,11 +74,18 @@ class Scenes:
         return len(self.squares) // self.each
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[Sample, Sequence[int]]:
-        return scene_sample(self.layout, pick(self.shares, rng), self.scene(index), rng), self.rows(index)
+        layout, rows = self.view(index, rng)
+        return scene_sample(layout, pick(self.shares, rng), self.scene(index), rng), rows
 
     def scene(self, index: int) -> Scene:
         """What an entry shows."""
         return sample_scene(index, self.split, "narrow", self.size)
+
+    def view(self, index: int, rng: np.random.Generator) -> tuple[Layout, list[int]]:
+        """How its picture is laid out, in squares or in one alone, and the rows that it has then."""
+        if self.each > 1 and rng.random() < UNCUT:
+            return self.whole, self.rows(index)[-1:]
+        return self.layout, self.rows(index)
 
     def rows(self, index: int) -> list[int]:
         """The rows of its picture."""
@@ -97,9 +106,8 @@ def scene_sample(layout: Layout, form: str, scene: Scene, rng: np.random.Generat
         return layout.conversation(pairs[rng.integers(len(pairs))], size)
     if form not in FORMS:
         raise ValueError(f"scene_sample: form is one of {', '.join(FORMS)}, got {form!r}")
-    asked = questions(scene)
-    chosen = rng.permutation(len(asked))[: int(rng.integers(1, MOST_QUESTIONS + 1))]
-    turns = [(READING.format(question=asked[i].text), asked[i].answer) for i in chosen]
+    asked = varied(questions(scene), int(rng.integers(1, MOST_QUESTIONS + 1)), rng)
+    turns = [(READING.format(question=one.text), one.answer) for one in asked]
     return layout.conversation(sum(turns, ()), size)
 
 

@@ -5,7 +5,6 @@ checked. All of it is said in the words that the language model knows.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from seedx_lite.world.edits import sample_chain, sample_edit
 from seedx_lite.world.language import (
     EDIT_TEMPLATES,
+    PLACE_PHRASES,
     Choices,
     box_to_tokens,
     caption,
@@ -21,8 +21,8 @@ from seedx_lite.world.language import (
     noun_phrase,
     references,
 )
-from seedx_lite.world.questions import questions
-from seedx_lite.world.scene import COLOURS, HELD_OUT, Scene
+from seedx_lite.world.questions import questions, varied
+from seedx_lite.world.scene import COLOURS, HELD_OUT, KINDS, PLACES, POSES, Scene, Thing
 from .corpora import DRAWN, Scenes, pick
 from .drawn import draw_chains, draw_edits
 from .layout import Layout, Sample, Turn
@@ -42,28 +42,31 @@ REQUESTS = {
     ),
 }
 HERE, ABSENT = "here it is.", "{thing} is not here."
-MOST_TURNS = 3
+MOST_TURNS, EARLY = 3, 0.5
 ABSENT_EDITS = 0.05  # share of edits whose instruction names nothing in the picture
 
 
 class Dialogues(Scenes):
     """Scenes as in `Scenes`, each in a dialogue of one to `MOST_TURNS` turns. The picture is shown with the first turn
-    that needs it; what is drawn are other scenes."""
+    (`EARLY` of the dialogues), or with the first that needs it; what is drawn are other scenes."""
 
     forms = CHAT
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[Sample, Sequence[int]]:
-        scene, turns, read, drawn = self.scene(index), list[Turn](), list[int](), list[int]()
+        scene, (layout, rows) = self.scene(index), self.view(index, rng)
+        turns, read, drawn, early = list[Turn](), list[int](), list[int](), rng.random() < EARLY
         for _ in range(int(rng.integers(1, MOST_TURNS + 1))):
             form = pick(self.shares, rng)
             if form == "drawing":
                 other = int(rng.integers(len(self)))
-                turns.append(drawing_turn(self.scene(other), rng))
+                turn = drawing_turn(self.scene(other), rng)
                 drawn += self.rows(other)
             else:
-                turns.append(reading_turn(form, scene, rng)._replace(shown=() if read else (self.size,)))
-                read = self.rows(index)
-        return self.layout.dialogue(turns), [*read, *drawn]
+                turn = reading_turn(form, scene, rng)
+            if not read and (early or form != "drawing"):
+                turn, read = turn._replace(shown=(self.size,)), rows
+            turns.append(turn)
+        return layout.dialogue(turns), [*read, *drawn]
 
 
 def reading_turn(form: str, scene: Scene, rng: np.random.Generator) -> Turn:
@@ -75,7 +78,7 @@ def reading_turn(form: str, scene: Scene, rng: np.random.Generator) -> Turn:
     if form == "ground":
         return Turn(choose.pick(REQUESTS[form]), grounded_description(scene, rng))
     if form == "question":
-        asked = choose.pick(questions(scene))
+        [asked] = varied(questions(scene), 1, rng)
         return Turn(asked.text, asked.answer)
     if form not in ("find", "find absent"):
         raise ValueError(f"reading_turn: form is one of {', '.join(CHAT)}, but not drawing; got {form!r}")
@@ -95,10 +98,20 @@ def drawing_turn(scene: Scene, rng: np.random.Generator) -> Turn:
 
 
 def _missing(scene: Scene, choose: Choices) -> str:
-    """A phrase for a thing of the scene in a colour that none of its kind has there; no held-out combination."""
+    """A phrase for a thing of a kind that is not there, or, as often, in a colour that none of its kind has there; no
+    held-out combination."""
     there = {(thing.kind, thing.colour) for thing in scene.things} | HELD_OUT
-    others = [replace(t, colour=c) for t in scene.things for c in COLOURS if (t.kind, c) not in there]
-    return noun_phrase(choose.pick(others), article="the")
+    present = tuple(kind for kind in KINDS if any(thing.kind == kind for thing in scene.things))
+    kinds = choose.pick([present, tuple(kind for kind in KINDS if kind not in present)])
+    return _named(choose.pick([(k, c) for k in kinds for c in COLOURS if (k, c) not in there]), article="the")
+
+
+def _named(pair: tuple[str, str], article: str = "a") -> str:
+    """The phrase for a thing of a kind and colour."""
+    kind, colour = pair
+    return noun_phrase(
+        Thing(kind, colour, 0.5, 0.9, 0.3, pose=POSES[0] if kind == "person" else None), ("colour",), article
+    )
 
 
 class Edits:
@@ -119,11 +132,17 @@ class Edits:
         edit, shown = sample_edit(index, self.split, "narrow", self.size), (self.size,)
         if rng.random() >= ABSENT_EDITS:
             return self.layout.dialogue([Turn(edit.instruction, HERE, shown, self.size)]), [2 * index, 2 * index + 1]
-        choose = Choices(rng)
-        wording = choose.pick(EDIT_TEMPLATES["remove"] + EDIT_TEMPLATES["recolour"])
-        missing = _missing(edit.source, choose)
-        asked = wording.format(thing=missing, colour=choose.pick(COLOURS))
-        return self.layout.dialogue([Turn(asked, ABSENT.format(thing=missing), shown)]), [2 * index]
+        return self.layout.dialogue([absent_edit(edit.source, rng)._replace(shown=shown)]), [2 * index]
+
+
+def absent_edit(scene: Scene, rng: np.random.Generator) -> Turn:
+    """An instruction that names what is not in a scene, and the answer, which draws nothing."""
+    choose = Choices(rng)
+    missing, place, colour = _missing(scene, choose), choose.pick(PLACES), choose.pick(COLOURS)
+    templates = [one for kind in ("remove", "recolour", "replace", "move") for one in EDIT_TEMPLATES[kind]]
+    new = _named((choose.pick([kind for kind in KINDS if (kind, colour) not in HELD_OUT]), colour))
+    told = {"thing": missing, "colour": colour, "new": new, "place": PLACE_PHRASES[place], "place_name": place}
+    return Turn(choose.pick(templates).format(**told), ABSENT.format(thing=missing))
 
 
 class Chains:

@@ -23,7 +23,7 @@ from seedx_lite.artifacts import ensure, processes, project_path, read_manifest
 from seedx_lite.data.anyres import grid_resolutions
 from seedx_lite.data.check import data_files
 from seedx_lite.data.collate import collate
-from seedx_lite.data.corpora import DRAWN, FORMS, Corpus, Files, Mixture, Scenes
+from seedx_lite.data.corpora import DRAWN, FORMS, UNCUT, Corpus, Files, Mixture, Scenes
 from seedx_lite.data.layout import IGNORED, Layout, Sample
 from seedx_lite.data.prompts import READING
 from seedx_lite.data.tokenizer import IMAGE_TOKENS, llm_tokenizer
@@ -148,9 +148,9 @@ def new_model(
 class Batches:
     """Batches of a mixture, with the visual embeddings of all pictures, which are computed once.
 
-    The samples of `WINDOW` steps are sorted by the squares of their pictures, and else left in their order, so that few
-    steps have wide pictures, and all others little padding. Processes share out a step: together they see what one
-    alone would.
+    Of the samples of `WINDOW` steps, those with three squares or more are sorted by their number, and the others left
+    in their order, so that few steps have wide pictures, and all others little padding. Processes share out a step:
+    together they see what one alone would.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Batches:
     def _sorted(self, window: int, size: int) -> list[list[tuple[str, Sample, Sequence[int]]]]:
         """The samples of each of the steps of a window, `size` of all processes together."""
         numbers = range(window * WINDOW * size, (window + 1) * WINDOW * size)
-        made = sorted(map(self.mixture.sample, numbers), key=lambda one: len(one[2]))
+        made = sorted(map(self.mixture.sample, numbers), key=lambda one: max(2, len(one[2])))
         order = np.random.default_rng([self.mixture.seed, window]).permutation(WINDOW)
         return [made[i * size : (i + 1) * size] for i in order]
 
@@ -269,7 +269,7 @@ def mllm(
     recipe |= {"drawn": DRAWN, "scenes": preset.data.train_scenes}
     recipe |= {"standardise": True} if variant.standardise else {}
     if cell is None:
-        recipe |= {"forms": FORMS, "cut": CUT}
+        recipe |= {"forms": FORMS, "cut": CUT, "uncut": UNCUT}
         recipe["files"] = files_recipe(preset.mllm.files)
     about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": upstream}
     return ensure(cell or "mllm", build, **about, retrain=retrain, runs=runs)

@@ -14,6 +14,7 @@ import torch
 from seedx_lite.artifacts import ensure, read_manifest
 from seedx_lite.data import instructions
 from seedx_lite.data.corpora import DRAWN
+from seedx_lite.data.instructions import EARLY
 from seedx_lite.data.layout import Layout
 from seedx_lite.data.prompts import INSTRUCTION
 from seedx_lite.models.mllm import ContinuousLVLM
@@ -43,7 +44,7 @@ def edit_parts(preset: Preset, layout: Layout, runs: str | Path, split: str = "t
 
 
 PARTS: dict[str, tuple[Callable[..., Parts], dict[str, Any]]] = {  # what each is trained on, and what decides that
-    "chat": (chat_parts, {"chat": instructions.CHAT, "drawn": DRAWN, "cut": CUT}),
+    "chat": (chat_parts, {"chat": instructions.CHAT, "drawn": DRAWN, "cut": CUT, "early": EARLY}),
     "edit": (edit_parts, {"absent": instructions.ABSENT_EDITS, "chains": CHAINS}),
 }
 

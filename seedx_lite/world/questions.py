@@ -1,9 +1,11 @@
 """Questions about a scene that have exactly one right answer."""
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+
+import numpy as np
 
 from . import language
 from .language import NUMBERS, PLURALS, Choices, is_place_clear, noun_phrase, refer
@@ -44,6 +46,15 @@ def questions(scene: Scene) -> tuple[Question, ...]:
     for one, other in combinations(scene.from_left, 2):
         asked += _about_two(scene, one, other, choose)
     return tuple(dict.fromkeys(asked))
+
+
+def varied(asked: Sequence[Question], count: int, rng: np.random.Generator) -> list[Question]:
+    """Up to `count` of some questions, of different topics: first the topics are drawn, then a question of each, so
+    that the many about presence leave room for the few about poses."""
+    topics = sorted({question.topic for question in asked})
+    drawn = [topics[place] for place in rng.permutation(len(topics))[:count]]
+    by_topic = [[question for question in asked if question.topic == topic] for topic in drawn]
+    return [some[int(rng.integers(len(some)))] for some in by_topic]
 
 
 def _about_kinds(scene: Scene, choose: Choices) -> Iterable[Question]:

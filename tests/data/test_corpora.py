@@ -52,11 +52,15 @@ def test_scenes_and_their_squares(layout):
     rng = np.random.default_rng(1)
     for corpus, size in ((narrow, (32, 32)), (wide, (64, 32))):
         words = {str(full_caption(sample_scene(3, size=size), seed)) for seed in range(300)}
-        told = [said(layout, corpus.sample(3, rng)[0]) for _ in range(40)]
+        told = [said(layout, corpus.sample(3, rng)[0]) for _ in range(120)]
         shown = [text for text in told if "question" not in text and "[[" not in text and "[drawn]" not in text]
         assert shown and all(any(" ".join(layout.tokenizer.tokenize(w)) in text for w in words) for text in shown)
         assert any("[drawn]" in text for text in told) == (corpus is narrow)
-    left, right, whole = (wide.squares[row] for row in wide.sample(2, rng)[1])
+    drawn = [wide.sample(2, rng) for _ in range(60)]
+    assert {(len(rows), sum(sample.embeds_cmp_mask)) for sample, rows in drawn} == {(3, 3), (1, 1)}
+    assert 8 < sum(len(rows) == 1 for _, rows in drawn) < 32, "a third as a whole, in one square"
+    assert {tuple(rows) for _, rows in drawn} == {(6, 7, 8), (8,)}
+    left, right, whole = (wide.squares[row] for row in wide.rows(2))
     halves = Image.fromarray(np.concatenate([left, right], axis=1)).resize((32, 32), Image.Resampling.BICUBIC)
     assert np.abs(np.asarray(halves, dtype=float) - whole).mean() < 8
 
