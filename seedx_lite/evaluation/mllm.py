@@ -72,8 +72,8 @@ def about(preset: Preset, folders: Mapping[str, Path], reader: Path, seed: int, 
 
 def judge_captions(wanted: Sequence[Scene], texts: Sequence[str]) -> Told:
     """Captions read back, against their scenes. Shares of scenes: `exact` (all that a full caption tells is right),
-    `readable` (a sentence of the grammar), `sky`, `ground`; `things`: F1 of things with place, kind, colour and pose.
-    """
+    `named` (all kinds and colours are), `readable` (a sentence of the grammar), `sky`, `ground`; `things`: F1 of things
+    with place, kind, colour and pose."""
     rows: dict[str, list[tuple[float, float]]] = {}
     for scene, text in zip(wanted, texts, strict=True):
         try:
@@ -82,6 +82,8 @@ def judge_captions(wanted: Sequence[Scene], texts: Sequence[str]) -> Told:
             said = None
         true, read = Counter(scene.content[2:]), Counter(said.things if said else ())
         told = {"exact": said is not None and said.content == scene.content, "readable": said is not None}
+        named = [sorted((kind, colour) for _, kind, colour, _ in side) for side in (true.elements(), read.elements())]
+        told |= {"named": said is not None and named[0] == named[1]}
         told |= {name: said is not None and getattr(said, name) == getattr(scene, name) for name in ("sky", "ground")}
         for name, value in told.items():
             rows.setdefault(name, []).append((value, 1))
@@ -91,7 +93,8 @@ def judge_captions(wanted: Sequence[Scene], texts: Sequence[str]) -> Told:
 
 def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> dict[str, Told]:
     """Shares of right answers, by topic and in `all`, to one question of each topic about each scene: of the `model`;
-    of the same model `blind`, shown the zero picture; and of the most `frequent` answer to the topic in training."""
+    of the same model `blind`, shown the zero picture, which it never saw; shown an `other` scene; and of the most
+    `frequent` answer to the topic in training. What reading is worth is the distance to the best of these three."""
     asked = one_of_each(wanted)
     texts, pictures = [question.text for question, _ in asked], [shown[place] for _, place in asked]
     usual: dict[str, Counter[str]] = {topic: Counter() for topic in TOPICS}
@@ -101,6 +104,7 @@ def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Ima
     answers = {
         "model": seedx.ask(pictures, texts),
         "blind": seedx.ask(pictures, texts, blind=True),
+        "other": seedx.ask([shown[(place + 1) % len(shown)] for _, place in asked], texts),
         "frequent": [usual[question.topic].most_common(1)[0][0] for question, _ in asked],
     }
     rows: dict[str, dict[str, list[tuple[bool, int]]]] = {}

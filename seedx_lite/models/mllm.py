@@ -5,6 +5,7 @@ of a picture from the vision encoder, K their channels, R positions of a picture
 Q visual embeddings that are predicted for it, V vocabulary.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class ContinuousLVLMConfig(PreTrainedConfig):
         unused_token_ids: image tokens beyond N, which are never said.
         lora: settings of `add_lora`, once that was called.
         official: generation as in the released code, see `generation.py`.
-        base: of a folder after `leave_out_base`, where the weights are that were not trained.
+        base, base_hash: of a folder after `leave_out_base`, where the weights are that were not trained, and which.
     """
 
     model_type = "seedx_lvlm"
@@ -68,6 +69,7 @@ class ContinuousLVLMConfig(PreTrainedConfig):
     target_mean: list[float] | None = None
     target_std: list[float] | None = None
     base: str | None = None
+    base_hash: str | None = None
 
     @property
     def chain(self) -> list[int]:
@@ -296,7 +298,7 @@ class ContinuousLVLM(PreTrainedModel):
         if not (file := Path(folder, CONFIG)).is_file():
             raise FileNotFoundError(f"{file} is missing; give a folder of {cls.__name__}.save_pretrained")
         if json.loads(file.read_text()).get("base"):
-            return cls._upon_base(Path(folder), *args, **kwargs)
+            return cls._upon_base(Path(folder), **kwargs)
         settings = {"ignore_mismatched_sizes": True, "output_loading_info": True}  # they are reported below
         model, found = super().from_pretrained(folder, *args, **kwargs, **settings)
         reshaped = {f"{key} {list(there)} instead of {list(here)}" for key, there, here in found["mismatched_keys"]}
@@ -311,6 +313,8 @@ class ContinuousLVLM(PreTrainedModel):
         base, lora = folder / config.base, config.lora
         if not (base / CONFIG).is_file():
             raise FileNotFoundError(f"{base} is missing; {folder} holds only what was trained upon it: keep both")
+        if _hash(base) != config.base_hash:
+            raise ValueError(f"{base} has other weights than those that {folder} was trained upon; ship both anew")
         if json.loads((base / CONFIG).read_text())["model_type"] == cls.config_class.model_type:
             model = cls.from_pretrained(base, dtype=torch.float32)
             model = model if model.config.lora is None else model.merge_lora()
@@ -322,7 +326,7 @@ class ContinuousLVLM(PreTrainedModel):
         model.add_lora(**lora)
         trained = {name for name in model.state_dict() if not _is_frozen(name)}
         load_tensors(model, load_file(folder / WEIGHTS), folder, required=trained)
-        config.base, config.lora, model.config = None, lora, config
+        config.base, config.base_hash, config.lora, model.config = None, None, lora, config
         if attention := kwargs.get("attn_implementation"):
             model.set_attn_implementation(attention)
         return model.to(kwargs.get("dtype", torch.float32)).eval()
@@ -336,7 +340,13 @@ def leave_out_base(folder: Path, base: str) -> None:
     if not config.get("lora"):
         raise ValueError(f"{folder} is of a model without LoRA: all of it was trained")
     save_file({k: v for k, v in tensors.items() if not _is_frozen(k)}, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config | {"base": base}, indent=2) + "\n")
+    config |= {"base": base, "base_hash": _hash(folder / base)}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _hash(folder: Path) -> str:
+    """Of the weights in a folder."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16]
 
 
 def _is_frozen(name: str) -> bool:

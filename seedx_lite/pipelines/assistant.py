@@ -147,14 +147,17 @@ class SeedX:
         self, histories: Sequence[Sequence[Message]], seed: int = 0, max_new_tokens: int = 160, **settings: Any
     ) -> list[Reply]:
         """As `chat`, to many histories at once; the noise of what is drawn depends on the place in the list."""
+        if not histories:
+            return []
         turns, shown = zip(*map(read_history, histories), strict=True)
         return self._replies(turns, shown, max_new_tokens, seed, settings)
 
     def edit(
         self, pictures: Pictures, instructions: str | Sequence[str], seed: int = 0, **settings: Any
     ) -> list[Reply]:
-        """Each picture as its instruction says, the rest as it was: the picture itself is the condition image. A reply
-        without a picture says why. seed, settings: as in `draw`; the noise depends on the place in the list.
+        """Each picture as its instruction says, in its own size, and the rest as it was: the picture itself is the
+        condition image. A reply without a picture says why. seed, settings: as in `draw`; the noise depends on the
+        place in the list.
 
         Raises ValueError for an empty instruction, and for a de-tokenizer that takes no condition image.
         """
@@ -187,13 +190,14 @@ class SeedX:
             if edits:
                 sources = [shown[place][-1].convert("RGB") if shown[place] else None for place in places]
                 size = (self.detokenizer.image_size,) * 2
-                conditions = [source and source.resize(size) for source in sources]
+                conditions = [source and source.resize(size, Image.Resampling.BICUBIC) for source in sources]
                 settings = {"condition_images": conditions} | settings
             embeds = torch.stack([picture for answer in told for picture in answer.pictures])
             embeds = embeds.to(self.detokenizer.device)
             made = self.detokenizer(embeds, generator=noise(seed, places), **settings).images
             for place, picture in zip(places, made, strict=True):
-                drawn[place].append(picture)
+                size = shown[place][-1].size if edits and shown[place] else picture.size
+                drawn[place].append(picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC))
         last = [some[-1] if some else None for some in shown]
         said = [self._said(answer.text_ids) for answer in told]
         return [reply(*one) for one in zip(said, drawn, last, strict=True)]

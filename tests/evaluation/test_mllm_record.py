@@ -32,10 +32,14 @@ def means(told):
 def test_captions_are_judged_by_what_they_say():
     """Bugs: another wording that counts as wrong; a wrong colour, or a thing too many, that counts as right."""
     right = [full_caption(scene, seed) for seed, scene in enumerate(SCENES)]
-    assert means(judge_captions(SCENES, right)) == dict.fromkeys(("exact", "readable", "sky", "ground", "things"), 1)
+    assert means(judge_captions(SCENES, right)) == dict.fromkeys(
+        ("exact", "readable", "named", "sky", "ground", "things"), 1
+    )
     scene = Scene((Thing("cat", "red", 0.2, 0.8, 0.3), Thing("ball", "blue", 0.8, 0.8, 0.2)))
     told = means(judge_captions([scene], [canonical_caption(scene).replace("blue", "green")]))
-    assert told == {"exact": 0, "readable": 1, "sky": 1, "ground": 1, "things": pytest.approx(0.5)}
+    assert told == {"exact": 0, "readable": 1, "named": 0, "sky": 1, "ground": 1, "things": pytest.approx(0.5)}
+    told = means(judge_captions([scene], [canonical_caption(scene).replace("on the right", "in the middle")]))
+    assert told["exact"] == 0 and told["named"] == 1
     told = means(judge_captions([scene], [canonical_caption(replace(scene, things=scene.things[:1]))]))
     assert told["exact"] == 0 and told["things"] == pytest.approx(2 / 3)
     assert means(judge_captions([scene], ["on on on"])) == dict.fromkeys(told, 0)
@@ -52,7 +56,8 @@ class Oracle:
         }
 
     def ask(self, pictures, texts, blind=False):
-        return ["no" if blind else self.truth[id(p), text] for p, text in zip(pictures, texts, strict=True)]
+        told = [self.truth.get((id(p), text), "no idea") for p, text in zip(pictures, texts, strict=True)]
+        return ["no"] * len(texts) if blind else told
 
     def boxes(self, pictures, phrases):
         found = []
@@ -68,6 +73,7 @@ def test_questions_by_topic():
     told = measure_questions(Oracle(), SCENES, SHOWN)
     assert all(values["model"]["mean"] == 1 for values in told.values()) and {"all", "colour", "sky"} <= told.keys()
     assert told["sky"]["blind"]["mean"] == told["colour"]["blind"]["mean"] == 0 < told["presence"]["blind"]["mean"] < 1
+    assert 0 < told["all"]["other"]["mean"] < 0.7, "a question that is about another scene is right by chance"
     assert 0 < told["all"]["frequent"]["mean"] < 0.7 and told["sky"]["frequent"]["mean"] < 0.8
 
 

@@ -333,6 +333,9 @@ def test_only_what_was_trained_is_stored(tmp_path):
         assert torch.allclose(hidden_of(ContinuousLVLM.from_pretrained(tmp_path / "whole")), hidden, atol=1e-4)
     with pytest.raises(ValueError, match=r"llama.*without LoRA"):
         leave_out_base(tmp_path / "llama", "..")
+    moved(make_model()).llm.save_pretrained(tmp_path / "llama")
+    with pytest.raises(ValueError, match=r"llama has other weights than those that .*first was trained upon"):
+        ContinuousLVLM.from_pretrained(tmp_path / "second")
     (tmp_path / "llama" / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"llama is missing; .*first holds only what was trained upon it"):
         ContinuousLVLM.from_pretrained(tmp_path / "second")

@@ -128,6 +128,7 @@ def test_edits_keep_the_picture_as_condition(seedx, monkeypatch):
         seedx.detokenizer, "_condition_latents", lambda images, *a: conditions.append(images) or inner(images, *a)
     )
     replies = seedx.edit(pictures, "remove the red cat", seed=5, **STEPS)
+    assert [one.size for reply in replies for one in reply.pictures] == [pictures[0].size, (64, 32)]
     assert [len(one.pictures) for one in replies] == [1, 0, 1] and replies[1].text == "the red cat is not here."
     assert [image.tobytes() for image in conditions[0]] == [
         pictures[0].tobytes(),
@@ -140,6 +141,7 @@ def test_edits_keep_the_picture_as_condition(seedx, monkeypatch):
 
 
 def test_edits_that_cannot_be(seedx, assistant_of, detokenizer_parts):
+    assert seedx.replies([]) == []
     with pytest.raises(ValueError, match="message 0 asks nothing"):
         seedx.edit(picture(1), "")
     with pytest.raises(ValueError, match="takes no condition image; give one of the second stage"):
