@@ -1,5 +1,6 @@
 """Edited pictures: is the change there, and has everything else stayed?"""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,10 +13,12 @@ from seedx_lite.models.autoencoder import round_trips
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.world.edits import Edit, sample_edit
-from seedx_lite.world.scene import Scene, Thing
+from seedx_lite.world.scene import PLACES, Scene, Thing
 from .reconstruction import reconstruct
 from .scene_reader import MATCH, centre, read_scenes
 from .statistics import bootstrap
+
+REACH = 0.15  # of the width: half of a thing that stands at the border of a third
 
 
 def success(edit: Edit, read: Scene) -> bool:
@@ -27,6 +30,32 @@ def success(edit: Edit, read: Scene) -> bool:
     seen = [_nearest(thing, read, edit, gone + new) for thing in read.things]
     shown = all(thing in seen for thing in new) and not any(thing in seen for thing in gone)
     return shown and (read.sky, read.ground) == (edit.target.sky, edit.target.ground)
+
+
+def worded_success(edit: Edit, read: Scene) -> bool:
+    """`success` of an edit that only words have told: they name no more of a new place than its third, so what is added
+    or moved counts anywhere in it."""
+    if edit.kind not in ("add", "move"):
+        return success(edit, read)
+    wanted, seen = (Counter(thing.content for thing in scene.things) for scene in (edit.target, read))
+    old = Counter(thing.content for thing in edit.source.things)
+    done = all(seen[one] >= wanted[one] for one in wanted - old) and all(
+        seen[one] <= wanted[one] for one in old - wanted
+    )
+    return done and (read.sky, read.ground) == (edit.target.sky, edit.target.ground)
+
+
+def worded_outside(edit: Edit, outside: np.ndarray) -> np.ndarray:
+    """The mask [H, W] of what such an edit leaves alone: without the third in which a thing is added or moved to, and
+    `REACH` beside it."""
+    if edit.kind not in ("add", "move"):
+        return outside
+    columns = (np.arange(outside.shape[1]) + 0.5) / outside.shape[1]
+    left = outside.copy()
+    for thing in (thing for thing in edit.target.things if thing not in edit.source.things):
+        start = PLACES.index(thing.place) / len(PLACES)
+        left[:, (columns > start - REACH) & (columns < start + 1 / len(PLACES) + REACH)] = False
+    return left
 
 
 def _nearest(seen: Thing, read: Scene, edit: Edit, things: Sequence[Thing]) -> Thing | None:
@@ -51,20 +80,24 @@ def held_edits(count: int, size: tuple[int, int], split: str = "test") -> tuple[
 
 
 def judge_edits(
-    edits: Sequence[Edit], drawn: DrawnEdits, pictures: Sequence[np.ndarray], reader: SceneReader
+    edits: Sequence[Edit], drawn: DrawnEdits, pictures: Sequence[np.ndarray], reader: SceneReader, worded: bool = False
 ) -> dict[str, dict[str, float]]:
     """`success` and `outside_error` of pictures that should be the targets: means with intervals; also `success` by
-    kind of edit."""
-    return summarise_edits(edits, score_edits(edits, drawn, pictures, reader))
+    kind of edit. worded: by what words tell of an edit."""
+    return summarise_edits(edits, score_edits(edits, drawn, pictures, reader, worded))
 
 
 def score_edits(
-    edits: Sequence[Edit], drawn: DrawnEdits, pictures: Sequence[np.ndarray], reader: SceneReader
+    edits: Sequence[Edit], drawn: DrawnEdits, pictures: Sequence[np.ndarray], reader: SceneReader, worded: bool = False
 ) -> dict[str, list[float]]:
-    """`success` of each edit, 1 or 0, and `outside_error` of each that has an outside."""
-    read, rows = read_scenes(reader, pictures), zip(drawn.target, pictures, drawn.outside, strict=True)
+    """`success` of each edit, 1 or 0, and `outside_error` of each that has an outside. worded: see `judge_edits`."""
+    masks = drawn.outside
+    if worded:
+        masks = [worded_outside(*pair) for pair in zip(edits, masks, strict=True)]
+    done, read = worded_success if worded else success, read_scenes(reader, pictures)
+    rows = zip(drawn.target, pictures, masks, strict=True)
     return {
-        "success": [float(success(*pair)) for pair in zip(edits, read, strict=True)],
+        "success": [float(done(*pair)) for pair in zip(edits, read, strict=True)],
         "outside_error": [outside_error(*row) for row in rows if row[2].any()],
     }
 
@@ -88,7 +121,9 @@ def edited(
     return reconstruct(pipe, list(drawn.target), range(len(drawn.target)), seed=seed, **options)
 
 
-def edit_ceiling(vae, reader: SceneReader, count: int, size: tuple[int, int]) -> dict[str, dict[str, float]]:
+def edit_ceiling(
+    vae, reader: SceneReader, count: int, size: tuple[int, int], worded: bool = False
+) -> dict[str, dict[str, float]]:
     """`judge_edits` of VAE round trips of the targets."""
     edits, drawn = held_edits(count, size)
-    return judge_edits(edits, drawn, list(round_trips(vae, drawn.target)), reader)
+    return judge_edits(edits, drawn, list(round_trips(vae, drawn.target)), reader, worded)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from seedx_lite.data.corpora import pick
 from seedx_lite.data.drawn import scenes
-from seedx_lite.data.instructions import CHAT, MOST_TURNS, REQUESTS, drawing_turn, reading_turn
+from seedx_lite.data.instructions import CHAT, MOST_TURNS, REQUESTS, absent_edit, drawing_turn, reading_turn
 from seedx_lite.models.autoencoder import round_trips
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.pipelines.assistant import SeedX
@@ -29,7 +29,7 @@ from .detokenizer import tolerance_of
 from .editing import edit_ceiling, edited, held_edits, judge_edits
 from .images import box_iou
 from .mllm import FIRST, SCENES, Told, about, measure_detection, measure_questions, one_of_each
-from .reconstruction import Target, judge
+from .reconstruction import Target, judge, reconstruct
 from .records import on_threads, save_record
 from .scene_reader import compare_all, read_scenes, summarise
 from .statistics import bootstrap, interval, mean_differences
@@ -152,14 +152,23 @@ def evaluate_edit(
         "real": edited(seedx.detokenizer, drawn, True, seed, **EDITING, quick=True),
     }
     record = about(preset, folders, reader, seed, count)
-    record |= {name: judge_edits(edits, drawn, some, instrument) for name, some in pictures.items()}
+    record |= {name: judge_edits(edits, drawn, some, instrument, worded=True) for name, some in pictures.items()}
     record["chains"] = measure_chains(seedx, instrument, preset, seed, min(CHAINS, count))
-    record["ceiling"] = edit_ceiling(seedx.detokenizer.vae, instrument, count, preset.size)
+    record["ceiling"] = edit_ceiling(seedx.detokenizer.vae, instrument, count, preset.size, worded=True)
     record["drawn"] = bootstrap([(bool(reply.pictures), 1) for reply in replies])
+    record["refused"] = measure_refusals(seedx, edits)
     record["first"] = (numbers := first_edits(seedx, edits, seed))
     again = on_threads(lambda: mean_differences(numbers, first_edits(seedx, edits, seed)))
     record["tolerance"] = tolerance_of(again)
     return save_record(EDIT_RECORD, record | {"seconds": time.perf_counter() - began}, runs)
+
+
+def measure_refusals(seedx: SeedX, edits: Sequence[Edit]) -> dict[str, float]:
+    """The share of instructions that name what is not in the picture, and are answered so, without a picture."""
+    asked = [absent_edit(edit.source, np.random.default_rng(place)) for place, edit in enumerate(edits)]
+    replies = seedx.edit([render(edit.source) for edit in edits], [turn.question for turn in asked], **SAMPLER)
+    told = zip(asked, replies, strict=True)
+    return bootstrap([(not reply.pictures and reply.text == turn.answer, 1) for turn, reply in told])
 
 
 def first_edits(seedx: SeedX, edits: Sequence[Edit], seed: int) -> dict[str, list[float]]:
@@ -175,20 +184,22 @@ def measure_chains(
     seedx: SeedX, instrument: SceneReader, preset: Preset, seed: int, count: int
 ) -> list[dict[str, Any]]:
     """Chains of `LENGTH` edits, each made of the picture before, a row for each step: the share of scenes that are
-    `right` in all that a full caption tells, what the VAE reaches there (`ceiling`), and the `drift`, the mean absolute
-    difference per channel to the true picture, in levels, beside that of the VAE (`ceiling_drift`)."""
+    `right` in all that a full caption tells, and the `drift`, the mean absolute difference per channel to the true
+    picture, in levels. Beside it the de-tokenizer alone, with the embeddings of the true pictures upon its own last one
+    (`real`, `real_drift`), and the VAE with the true pictures (`ceiling`, `ceiling_drift`)."""
     chains = [sample_chain(index, LENGTH, "test", size=preset.size) for index in range(count)]
     pictures, vae, rows = [render(chain[0].source) for chain in chains], seedx.detokenizer.vae, []
+    alone = pictures
     for step in range(LENGTH):
         edits = [chain[step] for chain in chains]
         replies = seedx.edit(pictures, [edit.instruction for edit in edits], seed + step, **SAMPLER)
         pictures = [reply.pictures[0] if reply.pictures else old for reply, old in zip(replies, pictures, strict=True)]
         wanted = np.stack([np.asarray(render(edit.target)) for edit in edits])
-        row = {"step": step + 1}
-        for name, some in (
-            ("", np.stack([np.asarray(one) for one in pictures])),
-            ("ceiling", round_trips(vae, wanted)),
-        ):
+        options = EDITING | {"condition_images": alone}
+        drawn = reconstruct(seedx.detokenizer, list(wanted), range(count), seed=seed + step, **options)
+        alone, row = [Image.fromarray(picture) for picture in drawn], {"step": step + 1}
+        ours = np.stack([np.asarray(one) for one in pictures])
+        for name, some in (("", ours), ("real", np.stack(drawn)), ("ceiling", round_trips(vae, wanted))):
             read = read_scenes(instrument, list(some))
             right = [one.content == edit.target.content for one, edit in zip(read, edits, strict=True)]
             drift = np.abs(some.astype(float) - wanted).mean((1, 2, 3)).tolist()

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seedx_lite.evaluation.editing import held_edits, outside_error, success
-from seedx_lite.world.edits import EDITS, sample_edit
-from seedx_lite.world.scene import COLOURS
+from seedx_lite.evaluation.editing import held_edits, outside_error, success, worded_outside, worded_success
+from seedx_lite.world.edits import EDITS, Edit, sample_edit
+from seedx_lite.world.scene import COLOURS, Scene, Thing
 
 
 @pytest.mark.parametrize("kind", EDITS)
@@ -46,3 +46,22 @@ def test_pictures_differ_only_inside():
         changed = (drawn.source[k] != drawn.target[k]).any(-1)
         assert not (changed & drawn.outside[k]).any(), (k, edit.kind)
         assert changed.any()
+
+
+def test_words_tell_no_more_of_a_place_than_its_third():
+    """Bugs: a thing in the right third that counts as missing; one in another third, or the old one left, that counts;
+    a stricter rule for edits that keep their place."""
+    cat, ball = Thing("cat", "red", 0.2, 0.9, 0.3), Thing("ball", "blue", 0.5, 0.9, 0.2)
+    added = replace(ball, x=0.72)
+    edit = Edit("add", Scene((cat,)), Scene((cat, added)), "", ())
+    for x, done in ((0.95, True), (0.72, True), (0.4, False)):
+        assert worded_success(edit, Scene((cat, replace(added, x=x)))) == done
+        assert not done or success(edit, Scene((cat, replace(added, x=x)))) == (x == 0.72)
+    assert not worded_success(edit, Scene((cat,)))
+    moved = Edit("move", Scene((cat, ball)), Scene((replace(cat, x=0.9), ball)), "", ())
+    assert worded_success(moved, Scene((replace(cat, x=0.7), ball)))
+    assert not worded_success(moved, Scene((cat, replace(cat, x=0.7), ball))), "the old one is still there"
+    mask = np.ones((4, 20), bool)
+    columns = worded_outside(edit, mask).all(0)
+    assert columns[:10].all() and not columns[11:].any()
+    assert worded_outside(replace(edit, kind="remove"), mask).all() and mask.all()

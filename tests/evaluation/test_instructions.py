@@ -152,7 +152,7 @@ def test_records(target, runs):
         assert {"all", "count", "iou"} <= grids["2x1"]["cut"].keys() & grids["2x1"]["whole"].keys()
         return
     assert record["unchanged"]["success"]["mean"] == 0 == record["unchanged"]["outside_error"]["mean"]
-    assert {"ours", "text_to_image", "real", "ceiling", "drawn"} <= record.keys()
+    assert {"ours", "text_to_image", "real", "ceiling", "drawn", "refused"} <= record.keys()
     assert record["tolerance"].keys() == record["first"].keys() and len(record["first"]["thing_iou"]) == 16
 
 
@@ -182,10 +182,19 @@ def test_chains_go_on_from_what_was_made(monkeypatch, detokenizer_parts):
     monkeypatch.setattr(
         instructions, "read_scenes", lambda _, some: [truth.get(np.asarray(one).tobytes(), empty) for one in some]
     )
+    upon = []  # the condition images of the de-tokenizer alone
+    monkeypatch.setattr(
+        instructions,
+        "reconstruct",
+        lambda _, wanted, *a, condition_images, **k: upon.append(condition_images) or wanted,
+    )
     rows = instructions.measure_chains(painter, None, load_preset("smoke"), 0, 4)
     assert [row["right"]["mean"] for row in rows] == [1, 1, 0, 1, 1] and rows[2]["drift"]["mean"] > 0
     assert [row["drift"]["mean"] for row in rows if row["step"] != 3] == [
         0
     ] * 4  # it is right again as soon as a step is
     assert [one.tobytes() for one in painter.given[3]] == [one.tobytes() for one in painter.given[2]]
+    assert all(row["real"]["mean"] == 1 and row["real_drift"]["mean"] == 0 for row in rows)
+    first, second = (sample_chain(0, 5, "test", size=(32, 32))[step].source for step in (0, 1))
+    assert [one[0].tobytes() for one in upon[:2]] == [render(first).tobytes(), render(second).tobytes()]
     assert all(row["ceiling"]["mean"] == 0 < row["ceiling_drift"]["mean"] for row in rows)
