@@ -77,6 +77,10 @@ class Grid:
         """How a variant is trained, but for its learning rate."""
         raise NotImplementedError
 
+    def rates(self, name: str) -> Sequence[float]:
+        """Learning rates that are tried."""
+        return RATES
+
     def decides(self, name: str) -> list[Any]:
         """What may differ from run to run and decides the numbers of a variant, beside the seed."""
         raise NotImplementedError
@@ -118,17 +122,18 @@ class Grid:
         return found
 
     def learning_rate(self, name: str) -> float:
-        """That of the variant; else that of `RATES` with which it has the lowest loss on validation scenes after a
+        """That of the variant; else that of its `rates` with which it has the lowest loss on validation scenes after a
         short training."""
         if rate := self.variant(name).learning_rate:
             return rate
         self.prepare(name)
+        rates = self.rates(name)
         if (swept := self._swept(name)) is None:
             config = self.config(name)
             short = replace(config, steps=max(1, config.steps // SWEEP_SHARE))
-            swept = {"rates": list(RATES), "steps": short.steps, "losses": self.tried(name, short, RATES)}
+            swept = {"rates": list(rates), "steps": short.steps, "losses": self.tried(name, short, rates)}
             swept = self._store(self._rates(name), SWEEP_SEED, self.identity(name, None), swept)
-        return RATES[int(np.argmin(swept["losses"]))]
+        return rates[int(np.argmin(swept["losses"]))]
 
     def gather(self) -> Path:
         """Writes the record of all cells that are there, and the verdicts that they allow; returns its path."""
@@ -149,7 +154,7 @@ class Grid:
 
     def identity(self, name: str, seed: int | None) -> str:
         """Of everything that decides a cell's numbers, or for no seed those of the sweep."""
-        told = [self.decides(name), seed, list(RATES), SWEEP_SHARE]
+        told = [self.decides(name), seed, list(self.rates(name)), SWEEP_SHARE]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
     def outdated(self) -> list[str]:

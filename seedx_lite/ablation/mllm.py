@@ -43,6 +43,8 @@ MODELS: dict[str, tuple[MLLMVariant | Tuning, int]] = {
     "tuned_noisy": (Tuning(features="noisy"), 3),
     "deep_flow": (MLLMVariant(connector="deep_flow", standardise=True), 1),
 }
+ARMS, MATCHED = ("tuned_mllm", "tuned_vit"), ("coverage", "spread")  # of claim E, and what is compared at one F1
+TUNING_RATES = (1e-4, 2.5e-4, 5e-4, 1e-3)  # a tuning goes on from a finished training
 SHOWN = 8  # of the first test captions, in the sheet of a cell
 
 
@@ -75,6 +77,14 @@ class Cells(Grid):
     def config(self, name: str) -> TrainConfig:
         training = self.preset.training
         return training.cell_tuned if isinstance(self.variant(name), Tuning) else training.cell_mllm
+
+    def rates(self, name: str) -> Sequence[float]:
+        return TUNING_RATES if isinstance(self.variant(name), Tuning) else super().rates(name)
+
+    def learning_rate(self, name: str) -> float:
+        """Tunings share the rate of that on real embeddings: they are to differ in nothing but what they are shown."""
+        shared = isinstance(self.variant(name), Tuning) and ARMS[1] in self.variants
+        return super().learning_rate(ARMS[1] if shared else name)
 
     def prepare(self, name: str) -> None:
         if isinstance(self.variant(name), Tuning):
@@ -129,21 +139,18 @@ class Cells(Grid):
     def about(self) -> dict[str, Any]:
         told = {"steps": STEPS, "guidance": GUIDANCE, "counts": self.examiner.counts}
         ceilings = self.examiner.ceilings()
-        ceilings["matched"] = {"coverage": ceilings["test"]["coverage"]}
+        ceilings["matched"] = {"coverage": ceilings["test"]["coverage"], "spread": ceilings["prompts"]["spread"]}
         return told | {"ceilings": ceilings, "averaged": self.examiner.averaged()}
 
     @classmethod
     def by_contrast(cls, record: Mapping[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
-        """De-tokenizers have a set `matched`, too: coverage where all of a seed have the same F1, see `matched`."""
+        """The arms of claim E have a set `matched`, too, of the seeds in which `matched` finds a common F1."""
         told = super().by_contrast(record)
-        curves = {
-            name: {int(seed): cell["curve"] for seed, cell in seeds.items() if "curve" in cell}
-            for name, seeds in record["cells"].items()
-        }
-        for seed in {seed for seeds in curves.values() for seed in seeds}:
-            of_seed = {name: seeds[seed] for name, seeds in curves.items() if seed in seeds}
-            for name, value in matched(of_seed).items():
-                told[name][seed] = told[name][seed] | {"matched": {"coverage": {"mean": value}}}
+        first, second = (record["cells"].get(name, {}) for name in ARMS)
+        for seed in first.keys() & second.keys():
+            if found := matched(first[seed]["curve"], second[seed]["curve"]):
+                for name, values in zip(ARMS, found, strict=True):
+                    told[name][int(seed)] = told[name][int(seed)] | {"matched": values}
         return told
 
     def _assistant(self) -> dict[str, Path]:
@@ -161,14 +168,21 @@ class Cells(Grid):
         return SeedX.from_artifacts(folder, self.folders["vit"], self.folders["sdxl"], adapter)
 
 
-def matched(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, float]:
-    """Coverage of each de-tokenizer where its scene F1 is the highest that all of them reach, on the way to its own
-    best guidance. curves: rows over rising guidance, with `f1` and `coverage`."""
-    best = {name: max(row["f1"]["mean"] for row in rows) for name, rows in curves.items()}
-    level, told = min(best.values()), {}
-    for name, rows in curves.items():
-        f1, reached = ([row[key]["mean"] for row in rows] for key in ("f1", "coverage"))
-        rising = range(1 + int(np.argmax(f1)))  # beyond it more guidance costs both
-        order = sorted(rising, key=lambda place: f1[place])
-        told[name] = float(np.interp(level, [f1[place] for place in order], [reached[place] for place in order]))
-    return told
+def matched(ours: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> tuple[dict, dict] | None:
+    """Coverage and spread of two de-tokenizers at the highest scene F1 that both reach, each on the way to its own best
+    guidance; None where one is better with any guidance than the other with its best. ours, other: rows over rising
+    guidance, with `f1`, `coverage` and `spread`."""
+    sides = []
+    for rows in (ours, other):
+        rising = rows[: 1 + int(np.argmax([row["f1"]["mean"] for row in rows]))]  # beyond, guidance costs both
+        sides.append(sorted(rising, key=lambda row: row["f1"]["mean"]))
+    level = min(rows[-1]["f1"]["mean"] for rows in sides)
+    if any(rows[0]["f1"]["mean"] > level for rows in sides):
+        return None
+
+    def at_level(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+        f1 = [row["f1"]["mean"] for row in rows]
+        values = {what: [row[what]["mean"] for row in rows] for what in MATCHED}
+        return {what: {"mean": float(np.interp(level, f1, some))} for what, some in values.items()}
+
+    return at_level(sides[0]), at_level(sides[1])

@@ -6,6 +6,7 @@ one prompt differ (spread). What captions leave open is beside what the world it
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from .variants import GUIDANCE, STEPS
 SETS = {"test": ("test", 512), "composition": ("composition", 256)}  # split, number of scenes
 PROMPTS, EACH = 32, 8  # captions of one thing, and pictures of each
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0)
+NEIGHBOURS = 1  # of `coverage`: with five, half of the pictures could be copies of the others, and hardly lower it
 AVERAGED, ALIKE = (1, 4, 16, 64), 64  # scenes of one content that are averaged; contents
 
 Told = dict[str, dict[str, float]]
@@ -99,12 +101,23 @@ class DrawingExaminer:
         `vendi`, how many different ones there are in effect."""
         told = summarise(compare_all(self.scenes[name], read_scenes(self.reader, drawn), by_place=True))
         told.pop("position_error", None)  # captions tell no more of a place than its third
-        real, ours = (picture_features(self.reader, pictures) for pictures in (self.pictures[name], drawn))
-        return told | {"coverage": {"mean": coverage(real, ours)}, "vendi": {"mean": vendi(ours)}}
+        real, ours = (self.features(pictures) for pictures in (self.pictures[name], drawn))
+        return told | {"coverage": {"mean": coverage(real, ours, NEIGHBOURS)}, "vendi": {"mean": vendi(ours)}}
+
+    def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
+        """One unit vector for each picture, that of the reader without what all scenes have in common: else any two
+        are alike, and nothing that is lost shows."""
+        rest = picture_features(self.reader, pictures) - self._common
+        return rest / np.linalg.norm(rest, axis=1, keepdims=True).clip(min=1e-6)
+
+    @cached_property
+    def _common(self) -> np.ndarray:
+        return picture_features(self.reader, self.pictures["test"]).mean(axis=0)
 
     def spread(self, pictures: Sequence[Sequence[np.ndarray]]) -> dict[str, float]:
-        """How many of the pictures of one prompt are different in effect: mean over prompts."""
-        return bootstrap([(vendi(picture_features(self.reader, some)), 1) for some in pictures])
+        """How many of the pictures of one prompt are different in effect, beyond the first: mean over prompts, 0 for
+        copies."""
+        return bootstrap([(vendi(self.features(some)) - 1, 1) for some in pictures])
 
     def measure(self, seedx: SeedX, seed: int, sets: Sequence[str] = (*SETS, "prompts")) -> dict[str, Any]:
         """Sets of captions, and `prompts` with the spread of their pictures, for a language model and its
@@ -122,25 +135,24 @@ class DrawingExaminer:
         """A de-tokenizer with the predictions of a language model: `sets` at the usual guidance, as `measure`; the
         `curve` over guidance; and `real`, with the embeddings of the scenes themselves."""
         ours, curve = seedx.imagine(self.captions["test"]), []
+        own = SeedX(seedx.model, seedx.processor.layout, pipe)
         for guidance in GUIDANCES:
             told = self.judge("test", self.draw(pipe, ours, seed, guidance))
-            curve.append(
-                {"guidance": guidance} | {key: told[key] for key in ("f1", "coloured_f1", "coverage", "vendi")}
-            )
+            prompts = {"spread": self.spread(list(self._each_prompt(own, seed, guidance)))}
+            shown = {key: told[key] for key in ("f1", "coloured_f1", "coverage", "vendi")}
+            curve.append({"guidance": guidance} | shown | prompts)
             if guidance == GUIDANCE:
-                test = told
-        own = SeedX(seedx.model, seedx.processor.layout, pipe)
+                sets = {"test": told, "prompts": prompts}
         real = self.real("test", len(seedx.model.config.image_token_ids))
-        told = {"test": test, "prompts": {"spread": self.spread(list(self._each_prompt(own, seed)))}}
-        return {"sets": told, "curve": curve, "real": self.judge("test", self.draw(pipe, real, seed))}
+        return {"sets": sets, "curve": curve, "real": self.judge("test", self.draw(pipe, real, seed))}
 
-    def _each_prompt(self, seedx: SeedX, seed: int) -> Iterator[list[np.ndarray]]:
+    def _each_prompt(self, seedx: SeedX, seed: int, guidance: float = GUIDANCE) -> Iterator[list[np.ndarray]]:
         """The pictures of each prompt: with other noise, and other embeddings where they are drawn from noise, too."""
         times = EACH if seedx.model.flow else 1
         made = [seedx.imagine(self.prompts, EACH * seed + k) for k in range(times)]
         for place in range(len(self.prompts)):
             embeddings = torch.stack([some[place] for some in made]).repeat(EACH // times, 1, 1)
-            yield self.draw(seedx.detokenizer, embeddings, 1000 * seed + place)
+            yield self.draw(seedx.detokenizer, embeddings, 1000 * seed + place, guidance)
 
     def ceilings(self) -> dict[str, Told]:
         """By set: what VAE round trips reach, and under `n64` and so on the de-tokenizers with the real embeddings;

@@ -70,7 +70,7 @@ def test_rules_name_cells_and_metrics_that_exist():
     from seedx_lite.evaluation.variants import SETS
 
     metrics = {name: {"pose", "position_error", "part_iou", "f1"} for name in SETS}
-    metrics |= {"edits": {"outside_error", "success"}, "matched": {"coverage"}, "prompts": {"spread"}}
+    metrics |= {"edits": {"outside_error", "success"}, "matched": {"coverage", "spread"}}
     rules, grids = read_rules(), (detokenizer.Cells, mllm.Cells)
     assert [*rules] == [claim for grid in grids for claim in grid.claims]
     asked = [(grid, claim, rule) for grid in grids for claim in grid.claims for rule in rules[claim]["parts"].values()]
