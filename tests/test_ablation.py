@@ -126,6 +126,16 @@ def test_the_record_of_another_version_is_run_again(grid, measured):
     path.unlink()
 
 
+def test_ceilings_are_measured_once(grid, measured, monkeypatch):
+    """Bugs: minutes for ceilings at each call of the grid; those of other foundations, kept."""
+    first = json.loads(grid.gather().read_text())
+    monkeypatch.setattr(grid, "about", lambda: {"ceilings": "anew"})
+    again = grid.surroundings()
+    assert again["ceilings"] == first["ceilings"] and again["foundation"] == first["foundation"]
+    monkeypatch.setattr(grid, "measured_with", lambda: ["other foundations"])
+    assert grid.surroundings()["ceilings"] == "anew"
+
+
 def test_several_processes_and_a_variant_of_your_own(tmp_path, capsys, monkeypatch):
     """Bugs: cells of other processes that are lost, or that all train their own foundations; the way that notebook 03
     shows for a new variant is not heard by a grid that is open already."""

@@ -81,9 +81,8 @@ class Cells(Grid):
             detokenizer.stage1(self.preset, runs=self.runs)
 
     def decides(self, name: str) -> list[Any]:
-        made = [read_manifest(folder)["id"] for folder in self.folders.values()]
-        cell = [name in MAINS, made, self.variant(name).changes, self.config(name).recipe, self.examiner.counts]
-        cell += [STEPS, CAPTION_STEPS, GUIDANCE]
+        made, *how = self.measured_with()
+        cell = [name in MAINS, made, self.variant(name).changes, self.config(name).recipe, *how]
         if self.variant(name).condition:  # it goes on from the main model, which may have been trained anew
             started = find("detokenizer-stage1", self.preset.name, 0, self.runs)
             cell += [started and read_manifest(started)["id"], detokenizer.STAGE2, EDITING]
@@ -131,6 +130,10 @@ class Cells(Grid):
         which, count = SHOWN
         self.keep_sheet(name, seed, examiner.reconstructions(pipe, which, seed, count))
         return told | self.finished(folder, time.perf_counter() - began)
+
+    def measured_with(self) -> list[Any]:
+        made = [read_manifest(folder)["id"] for folder in self.folders.values()]
+        return [made, self.examiner.counts, STEPS, CAPTION_STEPS, GUIDANCE]
 
     def about(self) -> dict[str, Any]:
         told = {"steps": STEPS, "guidance": GUIDANCE, "counts": self.examiner.counts}

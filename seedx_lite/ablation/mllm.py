@@ -91,9 +91,8 @@ class Cells(Grid):
             mllm(self.preset, runs=self.runs)
 
     def decides(self, name: str) -> list[Any]:
-        variant, made = self.variant(name), [read_manifest(folder)["id"] for folder in self.folders.values()]
-        cell = [type(variant).__name__, made, variant.changes, self.config(name).recipe, self.preset.mllm.recipe]
-        cell += [self.examiner.counts, STEPS, GUIDANCE]
+        variant, (made, *how) = self.variant(name), self.measured_with()
+        cell = [type(variant).__name__, made, variant.changes, self.config(name).recipe, self.preset.mllm.recipe, *how]
         if isinstance(variant, Tuning):  # it goes with the main model, which may have been trained anew
             main = find("mllm", self.preset.name, 0, self.runs)
             cell += [main and read_manifest(main)["id"], NOISE, SCENES, GUIDANCES]
@@ -135,6 +134,10 @@ class Cells(Grid):
             shown = examiner.draw(seedx.detokenizer, seedx.imagine(examiner.captions["test"][:SHOWN], seed), seed)
         self.keep_sheet(name, seed, shown)
         return told | self.finished(folder, time.perf_counter() - began)
+
+    def measured_with(self) -> list[Any]:
+        made = [read_manifest(folder)["id"] for folder in self.folders.values()]
+        return [made, self.examiner.counts, STEPS, GUIDANCE]
 
     def about(self) -> dict[str, Any]:
         told = {"steps": STEPS, "guidance": GUIDANCE, "counts": self.examiner.counts}
