@@ -1,5 +1,7 @@
 """What the language model is pre-trained on: texts about scenes, without pictures."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,6 +38,16 @@ def scene_document(form: str, scene: Scene, rng: np.random.Generator) -> str:
     chosen = rng.permutation(len(asked))[: int(rng.integers(1, MOST_QUESTIONS + 1))]
     turns = [f"{READING.format(question=asked[i].text)} {asked[i].answer}" for i in chosen]
     return "\n".join([full_caption(scene, rng), *turns])
+
+
+def pack_documents(tokenizer, texts: Iterator[str], rows: int, length: int) -> Tensor:
+    """Token ids [rows, length]: `<s> text </s>` one after the other, as many as it takes, without padding. So a model
+    knows long contexts, in which most is not about what comes next. Raises ValueError for unknown words, and
+    StopIteration where there are not enough texts."""
+    ids = list[int]()
+    while len(ids) < rows * length:
+        ids += encode_documents(tokenizer, [next(texts)])[0].tolist()
+    return torch.tensor(ids[: rows * length]).unflatten(0, (rows, length))
 
 
 def encode_documents(tokenizer, texts: list[str]) -> Tensor:

@@ -5,6 +5,7 @@ words, no picture. SEED-X then teaches it to see.
 """
 
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from seedx_lite.artifacts import ensure
-from seedx_lite.data.documents import MOST_QUESTIONS, SHARES, document, encode_documents
+from seedx_lite.data.corpora import pick
+from seedx_lite.data.documents import MOST_QUESTIONS, SHARES, document, pack_documents
 from seedx_lite.data.tokenizer import llm_tokenizer
 from seedx_lite.models.text import token_losses
 from seedx_lite.presets import Preset
 from seedx_lite.world.scene import SEED_RANGES
 from .loop import train
+
+PACKED = 512  # tokens of a sample, several documents: what the multimodal model will read is as long
 
 
 def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
@@ -39,16 +43,12 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
         ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
         model = LlamaForCausalLM(LlamaConfig(**asdict(preset.llm), **ids, tie_word_embeddings=False))
         start, stop = SEED_RANGES["train"]
-        shares = torch.tensor(list(SHARES.values()))
+        length = min(PACKED, preset.llm.max_position_embeddings)
 
         def batch_at(step: int, generator: torch.Generator) -> Tensor:
-            count = config.batch_size
-            forms = torch.multinomial(shares, count, replacement=True, generator=generator).tolist()
-            indices = torch.randint(stop - start, (count,), generator=generator).tolist()
             rng = np.random.default_rng(torch.randint(2**31, (), generator=generator).item())
-            names = list(SHARES)
-            texts = [document(names[form], index, "train", rng) for form, index in zip(forms, indices, strict=True)]
-            return encode_documents(tokenizer, texts)
+            texts = (document(pick(SHARES, rng), int(rng.integers(stop - start)), "train", rng) for _ in count())
+            return pack_documents(tokenizer, texts, config.batch_size, length)
 
         def loss_of(model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
             losses, told = token_losses(model, batch, tokenizer.pad_token_id)
@@ -61,5 +61,6 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
         record.save(folder / "training.json")
 
     recipe = {"llm": asdict(preset.llm), "training": config.recipe, "shares": SHARES, "questions": MOST_QUESTIONS}
+    recipe |= {"packed": PACKED}
     about = {"preset": preset.name, "seed": seed, "config": recipe, "retrain": retrain, "runs": runs}
     return ensure("llama", build, **about)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from seedx_lite.data.documents import SHARES, document, encode_documents
+from seedx_lite.data.documents import SHARES, document, encode_documents, pack_documents
 from seedx_lite.data.tokenizer import IMAGE_TOKENS, MARKS, llm_tokenizer
 from seedx_lite.evaluation.language_model import (
     _accepted,
@@ -61,6 +61,15 @@ def test_every_text_is_known_and_comes_back(tokenizer, form):
 def test_unknown_words_are_told(tokenizer):
     with pytest.raises(ValueError, match="'a quokka': unknown words quokka"):
         encode_documents(tokenizer, ["a red cat", "a quokka"])
+
+
+def test_documents_are_packed(tokenizer):
+    """Bugs: padding amid the texts; a text that is cut off and begun again."""
+    texts = [document("full", index, "train", np.random.default_rng(index)) for index in range(40)]
+    rows = pack_documents(tokenizer, iter(texts), 3, 50)
+    assert rows.shape == (3, 50) and not (rows == tokenizer.pad_token_id).any()
+    stream = [token for text in texts for token in encode_documents(tokenizer, [text])[0].tolist()]
+    assert rows.flatten().tolist() == stream[:150] and stream.count(tokenizer.bos_token_id) == 40
 
 
 def test_padding_counts_for_nothing(tokenizer):
