@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from seedx_lite.artifacts import read_manifest
-from seedx_lite.data.documents import SHARES, encode_documents, scene_document
+from seedx_lite.data.documents import SHARES, encode_documents, pack_documents, scene_document
 from seedx_lite.models.text import token_losses
 from seedx_lite.world.language import LOCATION_TOKENS, Choices
 from seedx_lite.world.scene import COLOURS, GROUNDS, KINDS, SKIES, Scene, place_things, sample_scene
@@ -29,6 +30,7 @@ from .statistics import interval
 SCENES, HITS = 512, 4  # of the record, and how often such a geometry has to come up for each of them
 MOST_DRAWS = 1_000_000
 FIRST = 12  # texts whose perplexity is stored apart, to be checked again
+BEFORE = (0, 128, 448)  # tokens before a text, at which its perplexity is stored
 PLAIN = {"sky": "day", "ground": "grass"}  # neither changes what fits where
 
 
@@ -114,6 +116,23 @@ def perplexity_ratio(
     return result | {"generator_perplexity": math.exp(sum(best) / words.sum())}
 
 
+@torch.no_grad()
+def perplexity_after(model, tokenizer, before: int, count: int = 64) -> float:
+    """That of full captions of the test split which stand behind `before` tokens of other texts. What came before has
+    nothing to do with them, so it should change nothing."""
+    texts = (
+        scene_document("full", sample_scene(count + index, "test"), Choices(index)) for index in range(count + before)
+    )
+    context = pack_documents(tokenizer, texts, 1, before)[0].tolist() if before else []
+    losses = []
+    for index in range(count):
+        text = scene_document("full", sample_scene(index, "test"), Choices(index))
+        own = encode_documents(tokenizer, [text])[0].tolist()
+        logits = model(torch.tensor([context + own])).logits[0, before:-1]
+        losses.append(F.cross_entropy(logits.double(), torch.tensor(own[1:]), reduction="none"))
+    return torch.cat(losses).mean().exp().item()
+
+
 def llama_report(folder: str | Path, count: int = SCENES, hits: int = HITS) -> dict[str, Any]:
     """The numbers of the language model on held-out texts, and their `tolerance`: three times the change of any when
     64 texts of each form are read again in float64, and at least .001."""
@@ -128,6 +147,7 @@ def llama_report(folder: str | Path, count: int = SCENES, hits: int = HITS) -> d
         "scenes": count,
         "hits": hits,
         **{form: perplexity_ratio(model, tokenizer, form, count, hits) for form in ("full", "grounded")},
+        "after": {str(before): perplexity_after(model, tokenizer, before) for before in BEFORE},
         "tolerance": max(0.001, 3 * _change_in_float64(model, tokenizer)),
     }
 

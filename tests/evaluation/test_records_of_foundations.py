@@ -101,6 +101,7 @@ def test_noise_depends_on_place_and_seed_alone(folders):
 
 def test_language_model_record(runs):
     record = language_model.llama_report(runs / "smoke" / "llama-seed0", count=14, hits=1)
+    assert [*map(int, record["after"])] == list(language_model.BEFORE) and min(record["after"].values()) > 1
     assert record["full"]["ratio"] > 1 and record["full"]["low"] < record["full"]["ratio"] < record["full"]["high"]
     assert 0.001 <= record["tolerance"] < 1
 
