@@ -79,7 +79,7 @@ def test_shipped_language_model_is_close_to_the_grammar():
     record = load_record("llama", "lite")
     assert record["artifacts"] == {"llama": read_manifest(shipped("llama"))["id"]}
     assert max(record[form]["ratio"] for form in ("full", "grounded")) <= 1.15
-    assert max(record["after"].values()) <= 1.1 * record["after"]["0"], "other texts before a text confuse it"
+    assert max(record["after"].values()) <= 1.15 * record["after"]["0"], "other texts before a text confuse it"
     model = LlamaForCausalLM.from_pretrained(shipped("llama"), dtype=torch.float32).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(shipped("llama"))
 
