@@ -132,8 +132,7 @@ class Cells(Grid):
         return told | self.finished(folder, time.perf_counter() - began)
 
     def measured_with(self) -> list[Any]:
-        made = [read_manifest(folder)["id"] for folder in self.folders.values()]
-        return [made, self.examiner.counts, STEPS, CAPTION_STEPS, GUIDANCE]
+        return [[*self.foundations().values()], self.examiner.counts, STEPS, CAPTION_STEPS, GUIDANCE]
 
     def about(self) -> dict[str, Any]:
         told = {"steps": STEPS, "guidance": GUIDANCE, "counts": self.examiner.counts}

@@ -138,7 +138,7 @@ class Grid:
     def gather(self) -> Path:
         """Writes the record of all cells that are there, and the verdicts that they allow; returns its path."""
         told: dict[str, Any] = {"preset": self.preset.name, "seed": 0, "tolerance": 0.0, "cells": {}, "missing": []}
-        told["artifacts"] = {name: read_manifest(folder)["id"] for name, folder in self.folders.items()}
+        told["artifacts"] = self.foundations()
         told["versions"] = {name: version(name) for name in ("torch", "diffusers", "numpy", "pillow")}
         told["rates"] = {name: swept for name in self.variants if (swept := self._swept(name))}
         for name, seed in self.cells:
@@ -160,6 +160,10 @@ class Grid:
             return {name: stored[name] for name in ("about", *stored["about"]["names"])}
         told = self.about()
         return told | {"about": {"identity": identity, "names": [*told]}}
+
+    def foundations(self) -> dict[str, str]:
+        """The id of each folder that all cells share."""
+        return {name: read_manifest(folder)["id"] for name, folder in self.folders.items()}
 
     def measured_with(self) -> list[Any]:
         """The foundations of all cells, and how pictures are drawn and counted."""

@@ -24,7 +24,7 @@ from seedx_lite.world.language import (
 from seedx_lite.world.questions import questions, varied
 from seedx_lite.world.scene import COLOURS, HELD_OUT, KINDS, PLACES, POSES, Scene, Thing
 from .corpora import DRAWN, Scenes, pick
-from .drawn import draw_chains, draw_edits
+from .drawn import draw_chains
 from .layout import Layout, Sample, Turn
 from .prompts import LOCATE
 
@@ -108,31 +108,8 @@ def _missing(scene: Scene, choose: Choices) -> str:
 
 def _named(pair: tuple[str, str], article: str = "a") -> str:
     """The phrase for a thing of a kind and colour."""
-    kind, colour = pair
-    return noun_phrase(
-        Thing(kind, colour, 0.5, 0.9, 0.3, pose=POSES[0] if kind == "person" else None), ("colour",), article
-    )
-
-
-class Edits:
-    """The first `count` edits of a split with their pictures; cache: as of `draw_edits`. `ABSENT_EDITS` of the samples
-    ask to change what is not in the picture: the answer says so, and draws nothing."""
-
-    def __init__(
-        self, layout: Layout, count: int, size: tuple[int, int], split: str = "train", cache: str | Path | None = None
-    ):
-        self.layout, self.size, self.split = layout, size, split
-        drawn = draw_edits(split, count, "narrow", size, cache)
-        self.squares = np.stack([drawn.source, drawn.target], axis=1).reshape(-1, *drawn.source.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self.squares) // 2
-
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Sample, Sequence[int]]:
-        edit, shown = sample_edit(index, self.split, "narrow", self.size), (self.size,)
-        if rng.random() >= ABSENT_EDITS:
-            return self.layout.dialogue([Turn(edit.instruction, HERE, shown, self.size)]), [2 * index, 2 * index + 1]
-        return self.layout.dialogue([absent_edit(edit.source, rng)._replace(shown=shown)]), [2 * index]
+    pose = POSES[0] if pair[0] == "person" else None
+    return noun_phrase(Thing(*pair, 0.5, 0.9, 0.3, pose=pose), article=article)
 
 
 def absent_edit(scene: Scene, rng: np.random.Generator) -> Turn:
@@ -149,17 +126,13 @@ class Chains:
     """The first `count` chains of up to `length` edits: what was drawn last is shown again with the next instruction.
     Chains end early at random, so that each length comes up. cache: as of `draw_chains`."""
 
+    length = 3
+
     def __init__(
-        self,
-        layout: Layout,
-        count: int,
-        size: tuple[int, int],
-        split: str = "train",
-        cache: str | Path | None = None,
-        length: int = 3,
+        self, layout: Layout, count: int, size: tuple[int, int], split: str = "train", cache: str | Path | None = None
     ):
-        self.layout, self.size, self.split, self.length = layout, size, split, length
-        pictures = draw_chains(split, count, length, size, cache).pictures  # [K, L + 1, H, W, 3]
+        self.layout, self.size, self.split = layout, size, split
+        pictures = draw_chains(split, count, self.length, size, cache).pictures  # [K, L + 1, H, W, 3]
         self.squares = pictures.reshape(-1, *pictures.shape[2:])
 
     def __len__(self) -> int:
@@ -170,3 +143,16 @@ class Chains:
         rows = [index * (self.length + 1) + place for place in range(len(edits) + 1)]
         turns = [Turn(edit.instruction, HERE, (self.size,), self.size) for edit in edits]
         return self.layout.dialogue(turns), [*rows[:-1], *rows[1:]]
+
+
+class Edits(Chains):
+    """Chains of one edit. `ABSENT_EDITS` of the samples ask to change what is not in the picture: the answer says so,
+    and draws nothing."""
+
+    length = 1
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[Sample, Sequence[int]]:
+        if rng.random() >= ABSENT_EDITS:
+            return super().sample(index, rng)
+        edit = sample_edit(index, self.split, "narrow", self.size)
+        return self.layout.dialogue([absent_edit(edit.source, rng)._replace(shown=(self.size,))]), [2 * index]

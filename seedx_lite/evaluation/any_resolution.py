@@ -13,8 +13,7 @@ from seedx_lite.data.drawn import scenes
 from seedx_lite.pipelines.assistant import SeedX
 from seedx_lite.world.draw import render
 from seedx_lite.world.scene import Scene
-from .mllm import Told, measure_detection, one_of_each
-from .statistics import bootstrap
+from .mllm import Told, measure_detection, one_of_each, shares_by_topic
 
 COUNT, SHARE = 128, 4  # scenes of each grid: the fullest of so many times more
 SMALL = ("count", "presence", "colour", "place")  # topics that small things make hard
@@ -48,11 +47,7 @@ def answered(assistant: Any, wanted: Sequence[Scene], shown: Sequence[Image.Imag
     """Shares of right answers by topic and in `all` of them, and the numbers of `measure_detection`."""
     chosen = one_of_each(wanted, SMALL)
     said = assistant.ask([shown[place] for _, place in chosen], [question.text for question, _ in chosen])
-    rows: dict[str, list[tuple[bool, int]]] = {"all": []}
-    for (question, _), answer in zip(chosen, said, strict=True):
-        for topic in ("all", question.topic):
-            rows.setdefault(topic, []).append((answer == question.answer, 1))
-    return {topic: bootstrap(row) for topic, row in rows.items()} | measure_detection(assistant, wanted, shown)
+    return shares_by_topic(chosen, said) | measure_detection(assistant, wanted, shown)
 
 
 def fullest(some: Sequence[Scene], count: int) -> list[Scene]:

@@ -143,10 +143,9 @@ def evaluate_edit(
     edits, drawn = held_edits(count, preset.size)
     instrument, sources = SceneReader.from_pretrained(reader), [Image.fromarray(picture) for picture in drawn.source]
     replies = seedx.edit(sources, [edit.instruction for edit in edits], seed, **SAMPLER)
-    kept = [reply.pictures[0] if reply.pictures else source for reply, source in zip(replies, sources, strict=True)]
     captions = [canonical_caption(edit.target) for edit in edits]
     pictures = {
-        "ours": [np.asarray(picture) for picture in kept],
+        "ours": [np.asarray(picture) for picture in _upon(sources, replies)],
         "unchanged": list(drawn.source),
         "text_to_image": draw_captions(load_pipeline(folders["sdxl"]), captions, seed, CAPTION_STEPS, quick=True),
         "real": edited(seedx.detokenizer, drawn, True, seed, **EDITING, quick=True),
@@ -176,7 +175,7 @@ def first_edits(seedx: SeedX, edits: Sequence[Edit], seed: int) -> dict[str, lis
     edits = edits[:FIRST]
     sources = [render(edit.source) for edit in edits]
     replies = seedx.edit(sources, [edit.instruction for edit in edits], seed, **SAMPLER)
-    made = [np.asarray([*reply.pictures, source][0]) for reply, source in zip(replies, sources, strict=True)]
+    made = [np.asarray(picture) for picture in _upon(sources, replies)]
     return judge([Target.of(edit.target) for edit in edits], made)
 
 
@@ -193,7 +192,7 @@ def measure_chains(
     for step in range(LENGTH):
         edits = [chain[step] for chain in chains]
         replies = seedx.edit(pictures, [edit.instruction for edit in edits], seed + step, **SAMPLER)
-        pictures = [reply.pictures[0] if reply.pictures else old for reply, old in zip(replies, pictures, strict=True)]
+        pictures = _upon(pictures, replies)
         wanted = np.stack([np.asarray(render(edit.target)) for edit in edits])
         options = EDITING | {"condition_images": alone}
         drawn = reconstruct(seedx.detokenizer, list(wanted), range(count), seed=seed + step, **options)
@@ -207,6 +206,11 @@ def measure_chains(
             row[f"{name}_drift".strip("_")] = interval(drift)
         rows.append(row)
     return rows
+
+
+def _upon(sources: Sequence[Image.Image], replies: Sequence[Reply]) -> list[Image.Image]:
+    """What replies have made of pictures: the picture itself where they have drawn none."""
+    return [reply.pictures[0] if reply.pictures else source for source, reply in zip(sources, replies, strict=True)]
 
 
 def _user(*content: Any) -> dict[str, Any]:

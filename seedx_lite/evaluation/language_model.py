@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from seedx_lite.artifacts import read_manifest
@@ -128,9 +127,8 @@ def perplexity_after(model, tokenizer, before: int, count: int = 64) -> float:
     for index in range(count):
         text = scene_document("full", sample_scene(index, "test"), Choices(index))
         own = encode_documents(tokenizer, [text])[0].tolist()
-        logits = model(torch.tensor([context + own])).logits[0, before:-1]
-        losses.append(F.cross_entropy(logits.double(), torch.tensor(own[1:]), reduction="none"))
-    return torch.cat(losses).mean().exp().item()
+        losses.append(token_losses(model, torch.tensor([context + own]), tokenizer.pad_token_id)[0][0, before:])
+    return torch.cat(losses).double().mean().exp().item()
 
 
 def llama_report(folder: str | Path, count: int = SCENES, hits: int = HITS) -> dict[str, Any]:

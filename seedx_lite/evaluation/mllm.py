@@ -107,13 +107,17 @@ def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Ima
         "other": seedx.ask([shown[(place + 1) % len(shown)] for _, place in asked], texts),
         "frequent": [usual[question.topic].most_common(1)[0][0] for question, _ in asked],
     }
-    rows: dict[str, dict[str, list[tuple[bool, int]]]] = {}
-    for name, given in answers.items():
-        for (question, _), answer in zip(asked, given, strict=True):
-            for topic in (question.topic, "all"):
-                rows.setdefault(topic, {}).setdefault(name, []).append((answer == question.answer, 1))
-    topics = [topic for topic in ("all", *TOPICS) if topic in rows]
-    return {topic: {name: bootstrap(row) for name, row in rows[topic].items()} for topic in topics}
+    told = {name: shares_by_topic(asked, given) for name, given in answers.items()}
+    return {topic: {name: told[name][topic] for name in told} for topic in told["model"]}
+
+
+def shares_by_topic(asked: Sequence[tuple[Question, int]], answers: Sequence[str]) -> Told:
+    """Shares of right answers in `all`, and by topic. asked: as of `one_of_each`."""
+    rows: dict[str, list[tuple[bool, int]]] = {}
+    for (question, _), answer in zip(asked, answers, strict=True):
+        for topic in ("all", question.topic):
+            rows.setdefault(topic, []).append((answer == question.answer, 1))
+    return {topic: bootstrap(rows[topic]) for topic in ("all", *TOPICS) if topic in rows}
 
 
 def one_of_each(wanted: Sequence[Scene], topics: Sequence[str] = TOPICS) -> list[tuple[Question, int]]:

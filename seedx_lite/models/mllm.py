@@ -322,7 +322,6 @@ class ContinuousLVLM(PreTrainedModel):
             config.lora = None
             model = cls(config)
             model.llm.load_state_dict(LlamaForCausalLM.from_pretrained(base, dtype=torch.float32).state_dict())
-        model.config.lora = None
         model.add_lora(**lora)
         trained = {name for name in model.state_dict() if not _is_frozen(name)}
         load_tensors(model, load_file(folder / WEIGHTS), folder, required=trained)
