@@ -180,7 +180,7 @@ class TrainConfig:
     """One training run: how long, how fast, how careful."""
 
     steps: int
-    batch_size: int
+    batch_size: int  # of all processes together
     learning_rate: float
     warmup_steps: int = 0
     schedule: str = "cosine"  # or "constant"

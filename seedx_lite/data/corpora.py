@@ -20,7 +20,6 @@ from seedx_lite.world.scene import Scene, sample_scene
 from .captions import CaptionPair
 from .check import FORMATS, data_files, detect
 from .conversations import Conversation
-from .documents import MOST_QUESTIONS
 from .drawn import draw_scenes
 from .edits import EditPair, check_sizes
 from .formats import Problem, report
@@ -28,7 +27,8 @@ from .layout import Layout, Sample
 from .pictures import open_picture
 from .prompts import LOCATE, READING
 
-FORMS = {"caption": 0.1, "grounded": 0.05, "questions": 0.35, "detection": 0.15, "drawing": 0.35}  # shares of samples
+FORMS = {"caption": 0.15, "grounded": 0.1, "questions": 0.3, "detection": 0.15, "drawing": 0.3}  # shares of samples
+TURNS = {"questions": 8, "detection": 3}  # most in one sample, and half of it at least: a picture takes many tokens
 DRAWN = {"full": 0.7, "partial": 0.2, "one_thing": 0.1}  # of the captions that are drawn from
 UNCUT = 1 / 3  # of the scenes that are not of one square: shown as a whole in one square, and nothing else
 BLOCK = 100  # samples in which each corpus of a mixture has its share
@@ -102,12 +102,15 @@ def scene_sample(layout: Layout, form: str, scene: Scene, rng: np.random.Generat
         return layout.caption(caption(scene, pick(DRAWN, rng), rng), size, image_first=False)
     if form == "grounded":
         return layout.conversation([READING.format(question=LOCATE), grounded_description(scene, rng)], size)
-    if form == "detection" and (pairs := detections(scene, rng)):
-        return layout.conversation(pairs[rng.integers(len(pairs))], size)
     if form not in FORMS:
         raise ValueError(f"scene_sample: form is one of {', '.join(FORMS)}, got {form!r}")
-    asked = varied(questions(scene), int(rng.integers(1, MOST_QUESTIONS + 1)), rng)
-    turns = [(READING.format(question=one.text), one.answer) for one in asked]
+    pairs = detections(scene, rng) if form == "detection" else ()
+    most = TURNS["detection" if pairs else "questions"]
+    count = int(rng.integers((most + 1) // 2, most + 1))
+    turns = [pairs[place] for place in rng.permutation(len(pairs))[:count]]
+    if not pairs:
+        asked = varied(questions(scene), count, rng)
+        turns = [(READING.format(question=one.text), one.answer) for one in asked]
     return layout.conversation(sum(turns, ()), size)
 
 

@@ -31,7 +31,7 @@ from seedx_lite.models.vit import VisionTransformerWithAttnPool, pool_embeddings
 from seedx_lite.presets import Preset, TrainConfig
 from .encoded import kept, kept_embeddings
 from .foundations import sdxl, training_scenes
-from .loop import train
+from .loop import batch_share, train
 from .variation import Variation
 from .vit import vit
 
@@ -199,7 +199,7 @@ def train_adapter(
     """
 
     def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return samples.batch(config.batch_size, generator)
+        return samples.batch(batch_share(config.batch_size), generator)
 
     def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
         return _loss(model, samples, batch, generator), {}

@@ -102,10 +102,11 @@ def train(
     visits: by step, what is called on the main process after it, with the averaged weights in the model and in eval
         mode: to look at what has been learned so far. Its seconds count as training.
 
-    Raises TrainingStopped (see there); ValueError if the checkpoint in `workdir` is of another configuration, seed or
-    model.
+    Raises TrainingStopped (see there); ValueError as `batch_share` does, and if the checkpoint in `workdir` is of
+    another configuration, seed or model.
     """
     accelerator, dtype, reason = _accelerator(config.precision)
+    batch_share(config.batch_size)
     device, main, rank = accelerator.device, accelerator.is_main_process, accelerator.process_index
     model.to(device).train()
     for module in model.modules():  # frozen parts stay in eval mode: no dropout in what does not learn
@@ -144,7 +145,7 @@ def train(
     size = sum(p.numel() for p in params) / 1e6
     accelerator.print(
         f"{title}: {size:.2f} M parameters, steps {first:,} to {config.steps:,} of {config.batch_size} "
-        f"× {accelerator.num_processes} on {record.hardware['device']}; {reason}"
+        f"on {record.hardware['device']}, processes: {accelerator.num_processes}; {reason}"
     )
 
     began = last_write = time.perf_counter()
@@ -205,7 +206,7 @@ def train(
     with torch.no_grad():
         for name, value in ema.items():
             named[name].copy_(value)
-    record.samples = config.steps * config.batch_size * accelerator.num_processes
+    record.samples = config.steps * config.batch_size
     model.eval()
     return record
 
@@ -223,6 +224,15 @@ def _averaged(model: nn.Module, named: Mapping[str, Tensor], ema: Mapping[str, T
             named[name].copy_(value)
     for module, mode in modes.items():
         module.training = mode
+
+
+def batch_share(batch_size: int) -> int:
+    """How many samples of a step are this process's: all processes together see what one alone would. Raises ValueError
+    for a batch that they cannot share out evenly."""
+    team = processes().num_processes
+    if batch_size % team:
+        raise ValueError(f"batch_size={batch_size} on {team} processes: expected a multiple of {team}")
+    return batch_size // team
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

@@ -23,7 +23,7 @@ from seedx_lite.artifacts import ensure, processes, project_path, read_manifest
 from seedx_lite.data.anyres import grid_resolutions
 from seedx_lite.data.check import data_files
 from seedx_lite.data.collate import collate
-from seedx_lite.data.corpora import DRAWN, FORMS, UNCUT, Corpus, Files, Mixture, Scenes
+from seedx_lite.data.corpora import DRAWN, FORMS, TURNS, UNCUT, Corpus, Files, Mixture, Scenes
 from seedx_lite.data.layout import IGNORED, Layout, Sample
 from seedx_lite.data.prompts import READING
 from seedx_lite.data.tokenizer import IMAGE_TOKENS, llm_tokenizer
@@ -33,11 +33,11 @@ from seedx_lite.presets import Preset, TrainConfig
 from .detokenizer import half_folder
 from .encoded import kept_embeddings
 from .llama import llama
-from .loop import train
+from .loop import batch_share, train
 from .variation import Variation
 from .vit import vit
 
-CUT = {"2x1": 0.06, "1x2": 0.03, "3x1": 0.03}  # shares of scenes of so many squares, across x down, and the whole
+CUT = {"2x1": 0.04, "1x2": 0.02, "3x1": 0.02}  # shares of scenes of so many squares, across x down, and the whole
 WINDOW = 16  # steps whose samples are sorted, see `Batches`
 STANDARD = 2048  # pictures of which the scale of targets is taken
 T = TypeVar("T")
@@ -216,7 +216,7 @@ def train_mllm(
     after half of the steps."""
 
     def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor | None]:
-        return batches.at(step, config.batch_size)
+        return batches.at(step, batch_share(config.batch_size))
 
     def loss_of(model: nn.Module, batch: dict[str, Tensor | None], generator: torch.Generator) -> tuple[Tensor, dict]:
         return balanced_loss(model, batch)
@@ -272,7 +272,7 @@ def mllm(
     recipe |= {"drawn": DRAWN, "scenes": preset.data.train_scenes}
     recipe |= {"standardise": True} if variant.standardise else {}
     if cell is None:
-        recipe |= {"forms": FORMS, "cut": CUT, "uncut": UNCUT}
+        recipe |= {"forms": FORMS, "turns": TURNS, "cut": CUT, "uncut": UNCUT}
         recipe["files"] = files_recipe(preset.mllm.files)
     about = {"preset": preset.name, "seed": seed, "config": recipe, "upstream": upstream}
     return ensure(cell or "mllm", build, **about, retrain=retrain, runs=runs)

@@ -18,7 +18,7 @@ from seedx_lite.data import drawn
 from seedx_lite.models.readers import TokenHeads
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings, pooled_boxes
 from seedx_lite.presets import Preset, TrainConfig
-from .loop import train
+from .loop import batch_share, train
 from .text import FOLDERS, CaptionSource, new_text_encoders
 
 CLASSES = {name: getattr(drawn, f"{name.upper()}_CLASSES") for name in ("kind", "colour", "part", "pose")}
@@ -112,7 +112,7 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
         def batch_at(
             step: int, generator: torch.Generator, phase: TrainConfig = config, among: int = preset.data.train_scenes
         ) -> dict[str, Tensor]:
-            chosen = torch.randint(among, (phase.batch_size,), generator=generator).numpy()
+            chosen = torch.randint(among, (batch_share(phase.batch_size),), generator=generator).numpy()
             images = normalise(truth.pictures[chosen])
             cells = images.unfold(2, cell, cell).unfold(3, cell, cell)  # [B, 3, grid, grid, cell, cell]
             batch = {name: torch.from_numpy(getattr(truth, name)[chosen]) for name in (*CLASSES, "box")}

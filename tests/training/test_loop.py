@@ -10,6 +10,7 @@ import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from seedx_lite.presets import TrainConfig
-from seedx_lite.training.loop import TrainingRecord, TrainingStopped, ema_decay, learning_rate, train
+from seedx_lite.training import loop
+from seedx_lite.training.loop import TrainingRecord, TrainingStopped, batch_share, ema_decay, learning_rate, train
 
 CONFIG = TrainConfig(
     steps=40, batch_size=8, learning_rate=1e-2, warmup_steps=4, ema_decay=0.9, precision="fp32", spike_factor=0.0
@@ -35,7 +37,7 @@ def make_model():
 
 
 def batch_at(step, generator):
-    x = torch.randn(8, 6, generator=generator)
+    x = torch.randn(batch_share(8), 6, generator=generator)
     return {"x": x, "y": x.sum(1, keepdim=True)}
 
 
@@ -279,4 +281,13 @@ def test_two_processes_train_one_artifact(tmp_path, start):
     train(alone, batch_at, loss_of, CONFIG, tmp_path / "alone")
     assert not same(one, weights(alone))
     record = TrainingRecord(**json.loads((made / "training.json").read_text()))
-    assert record.samples == 2 * 40 * 8 and record.hardware["processes"] == 2
+    assert record.samples == 40 * 8 and record.hardware["processes"] == 2
+
+
+def test_a_batch_is_shared_out(monkeypatch):
+    """Bugs: two processes that see twice as much as the configuration says; a batch that loses its rest."""
+    assert batch_share(9) == 9
+    monkeypatch.setattr(loop, "processes", lambda: SimpleNamespace(num_processes=2))
+    assert batch_share(8) == 4
+    with pytest.raises(ValueError, match="batch_size=9 on 2 processes: expected a multiple of 2"):
+        batch_share(9)

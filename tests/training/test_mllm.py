@@ -186,7 +186,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path):
         torch.manual_seed(0)
         tower = VisionTransformerWithAttnPool(**vars(preset.vit)).eval()
         world = int(os.environ.get("WORLD_SIZE", "1"))
-        config = replace(preset.training.mllm, steps=8, batch_size=8 // world, precision="fp32")
+        config = replace(preset.training.mllm, steps=8, batch_size=8, precision="fp32")
         layout = new_layout(preset)
         runs = f"{tmp_path}/" + os.environ.get("RANK", "alone")
         folder = stage.Path(runs, "made")
