@@ -59,6 +59,21 @@ ABOUT = {
         'SeedX.from_artifacts(mllm="{folder}", vit=…, sdxl=…, adapter=…)  # seedx_lite.pipelines.assistant',
         "It knows the forms of its training: captions, questions, detections. It takes no instructions yet.",
     ),
+    "sft-chat": (
+        "Multimodal language model, tuned on dialogues (SEED-X-I)",
+        "Describes, answers, finds and draws by instruction, in several turns. Only what was trained is here; the rest "
+        "is that of `mllm`, beside it.",
+        'SeedX.from_artifacts(mllm="{folder}", vit=…, sdxl=…, adapter=…).chat(…)  # seedx_lite.pipelines.assistant',
+        "It knows the wordings of `data/instructions.py`, and answers in one wording each. See notebook 07.",
+    ),
+    "sft-edit": (
+        "Multimodal language model, tuned on edits (SEED-X-Edit)",
+        "Edits a picture by an instruction, with the de-tokenizer of the second stage. Only what was trained is here; "
+        "the rest is that of `mllm`, beside it.",
+        'SeedX.from_artifacts(mllm="{folder}", vit=…, sdxl=…, adapter="…/detokenizer-stage2").edit(picture, "…")',
+        "It knows eight kinds of edits, and drawn pictures. See notebook 08 for how often an edit is done, and a chain "
+        "of them.",
+    ),
 }
 RECORDS = {  # stage: record and its entries that a card shows, with dots between keys
     "vit": ("vit", ("retrieval", "reading", "probe")),
@@ -69,6 +84,8 @@ RECORDS = {  # stage: record and its entries that a card shows, with dots betwee
     "detokenizer-stage1": ("detokenizer_stage1", ("summary", "read")),
     "detokenizer-stage2": ("detokenizer", ("cells.main_condition.0.sets",)),
     "mllm": ("mllm_main", ("captions", "detection", "drawing")),
+    "sft-chat": ("sft_chat", ("followed", "detection", "drawing")),
+    "sft-edit": ("sft_edit", ("ours",)),
 }
 SHOWN = ("f1", "colour", "pose", "background", "position_error", "success", "outside_error")
 

@@ -5,7 +5,8 @@ tensors: T = grid².
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
+from transformers import PreTrainedTokenizerBase
 
+from seedx_lite.data.layout import IGNORED, Sample
 from seedx_lite.world.scene import Scene
 
 STYLE = Path(__file__).with_name("house.mplstyle")
@@ -206,6 +209,53 @@ def seed_panels(
         axes.set_title(title, fontsize=8, loc="center", fontweight="normal")
         axes.grid(visible=False, axis="x")
     return figure
+
+
+STRIP_COLOURS = {"given": "#E6E8EB", "trained": "#BFDDBE", "read": "#A9C7E8", "drawn": "#F4C48F"}
+
+
+def token_strips(samples: Mapping[str, Sample], tokenizer: PreTrainedTokenizerBase) -> Figure:
+    """A strip of cells for each sample: its words from left to right, and each run of image tokens as one cell. In
+    green what is to be said, in blue what is read of a picture, in orange what is drawn; below a cell its loss. Strips
+    wider than the page go on in the next line."""
+    page, line, character, gap = 9.6, 0.62, 0.078, 0.03  # inches
+    cells, titles, top = [], [], 0.0
+    for label, sample in samples.items():
+        titles.append((label, top + 0.12))
+        left, top = 0.0, top + 0.22
+        for text, kind, loss in _pieces(sample, tokenizer):
+            width = 0.14 + character * max(len(text), len(loss))
+            if left + width > page:
+                left, top = 0.0, top + line
+            cells.append((left, top, width, text, kind, loss))
+            left += width + gap
+        top += line
+    figure = plt.figure(figsize=(page, top))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, page), ylim=(top, 0))
+    axes.set_axis_off()
+    for label, middle in titles:
+        axes.text(0, middle, label, fontsize=9, fontweight="bold", color=INK, va="center")
+    for left, upper, width, text, kind, loss in cells:
+        axes.add_patch(plt.Rectangle((left, upper + 0.04), width, 0.28, color=STRIP_COLOURS[kind], linewidth=0))
+        for y, words, colour in ((0.18, text, INK), (0.42, loss, MUTED)):
+            axes.text(left + width / 2, upper + y, words, fontsize=7, color=colour, ha="center", va="center")
+    return figure
+
+
+def _pieces(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str, str]]:
+    """(text, one of `STRIP_COLOURS`, its loss) of each word and of each run of image tokens."""
+    names = tokenizer.convert_ids_to_tokens(sample.input_ids)
+    masks = zip(sample.ids_cmp_mask, sample.ids_gen_mask, sample.labels, strict=True)
+    kinds = [
+        "read" if read else "drawn" if drawn else "given" if label == IGNORED else "trained"
+        for read, drawn, label in masks
+    ]
+    for kind, run in groupby(zip(kinds, names, strict=True), key=lambda one: one[0]):
+        words = [name if name.strip() else "\\n" for _, name in run]
+        if kind in ("read", "drawn"):
+            yield f"{len(words)} × {kind}", kind, "MSE" if kind == "drawn" else ""
+        else:
+            yield from ((word, kind, "CE" if kind == "trained" else "") for word in words)
 
 
 def verdict_figure(verdicts: Sequence[Mapping[str, Any]]) -> Figure:

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from seedx_lite.artifacts import project_path
+from seedx_lite.data.layout import Layout
+from seedx_lite.data.tokenizer import llm_tokenizer
 from seedx_lite.viz import figures
 from seedx_lite.viz.notebook import exercise, small_png
 from seedx_lite.world.brush import PARTS
@@ -174,3 +176,16 @@ def test_seed_panels():
     assert [bar.get_height() for bar in pose.patches] == [pytest.approx(0.75), 0.5]
     assert [len(line.get_xdata()) for line in pose.lines] == [2, 1, 2] and pose.lines[-1].get_ydata()[0] == 0.9
     assert [tick.get_text() for tick in error.get_xticklabels()] == ["n64", "n32"] and len(error.lines) == 2
+
+
+def test_token_strips():
+    """Bugs: a word without its loss, or a given one with it; queries that look like what is read."""
+    tokenizer = llm_tokenizer()
+    layout = Layout(tokenizer, max_length=200, input_tokens=4, output_tokens=9, base_resolution=32)
+    sample = layout.edit("make it night", (32, 32), (32, 32), "here it is.")
+    figure = figures.token_strips({"an edit": sample, "again": sample}, tokenizer)
+    told = [text.get_text() for text in figure.axes[0].texts]
+    assert told[:2] == ["an edit", "again"]
+    cells = dict(zip(told[2::2], told[3::2], strict=True))
+    assert cells["4 × read"] == "" and cells["9 × drawn"] == "MSE"
+    assert cells["night"] == "" and cells["here"] == cells["</s>"] == "CE" and cells["</img>"] == ""
