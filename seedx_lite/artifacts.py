@@ -8,6 +8,7 @@ Every folder has an artifact.json: what was built, from which configuration and 
 each file. It is written last, and then the folder is renamed in one move.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -328,7 +330,16 @@ def processes() -> Any:
 
     # Left alone, PartialState takes the processes of a machine without GPU for strangers to each other.
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" or not torch.accelerator.is_available()
-    return PartialState(cpu=cpu)
+    team = PartialState(cpu=cpu)
+    if team.num_processes > 1:
+        _part_at_exit()
+    return team
+
+
+@lru_cache(maxsize=1)
+def _part_at_exit() -> None:
+    """Ends what joins the processes of a launch before Python ends: else one may abort, its work done."""
+    atexit.register(lambda: processes().destroy_process_group())
 
 
 def _tell(found: Path | None = None) -> Path | None:
