@@ -14,7 +14,7 @@ MEMORY_GB = 4.0  # what training at lite needs, with a browser open beside it
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PIN = re.compile(r"^([\w.-]+)==(\S+)", re.M)
 # What comes with the project
-STAGES = ("vit", "sdxl", "llama", "reader", "reader_2", "detokenizer-stage1", "detokenizer-stage2")
+STAGES = ("vit", "sdxl", "llama", "reader", "reader_2", "detokenizer-stage1", "detokenizer-stage2", "mllm")
 MARKS = {"good": "✓", "note": "·", "bad": "✗"}
 
 

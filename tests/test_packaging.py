@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "training": {"data", "world", "models", "pipelines", "presets", "artifacts"},
     "pipelines": {"data", "world", "models", "presets", "artifacts"},
     "evaluation": {"pipelines", "world", "data", "models", "presets", "artifacts"},
-    "viz": {"world"},
+    "viz": {"world", "data"},
 }
 
 
