@@ -31,7 +31,7 @@ from seedx_lite.models.vit import VisionTransformerWithAttnPool, pool_embeddings
 from seedx_lite.presets import Preset, TrainConfig
 from .encoded import kept, kept_embeddings
 from .foundations import sdxl, training_scenes
-from .loop import batch_share, train
+from .loop import train
 from .variation import Variation
 from .vit import vit
 
@@ -198,8 +198,8 @@ def train_adapter(
     half: a folder that gets the weights after half of the steps.
     """
 
-    def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return samples.batch(batch_share(config.batch_size), generator)
+    def batch_at(step: int, share: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return samples.batch(share, generator)
 
     def loss_of(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
         return _loss(model, samples, batch, generator), {}

@@ -23,7 +23,7 @@ from seedx_lite.models.text import encode_text, load_text_encoders
 from seedx_lite.pipelines.text_to_image import draw_captions
 from seedx_lite.presets import Preset, TrainConfig
 from seedx_lite.world.language import canonical_caption
-from .loop import batch_share, train
+from .loop import train
 from .text import CaptionSource
 from .vit import vit
 
@@ -83,8 +83,8 @@ def train_vae(preset: Preset, seed: int, folder: Path, data: TrainingScenes):
     torch.manual_seed(seed)
     model = AutoencoderKL(**preset.vae.kwargs, sample_size=preset.image_size)
 
-    def batch_at(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(preset.data.train_scenes, (batch_share(config.batch_size),), generator=generator)
+    def batch_at(step: int, share: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        chosen = torch.randint(preset.data.train_scenes, (share,), generator=generator)
         return to_tensor(data.pictures[chosen.numpy()]), data.weights[chosen]
 
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
@@ -209,15 +209,11 @@ def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, au
             "time_ids": sdxl_time_ids(size),
         }
 
-    def first_batch(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return batch_of(
-            torch.randint(preset.data.train_scenes, (batch_share(first.batch_size),), generator=generator), generator
-        )
+    def first_batch(step: int, share: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return batch_of(torch.randint(preset.data.train_scenes, (share,), generator=generator), generator)
 
-    def second_batch(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-        return batch_of(
-            torch.multinomial(chances, batch_share(second.batch_size), True, generator=generator), generator
-        )
+    def second_batch(step: int, share: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return batch_of(torch.multinomial(chances, share, True, generator=generator), generator)
 
     def first_loss(model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, dict]:
         latents, noise, times = batch["latents"], batch["noise"], batch["times"]

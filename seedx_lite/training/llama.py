@@ -19,7 +19,7 @@ from seedx_lite.data.tokenizer import llm_tokenizer
 from seedx_lite.models.text import token_losses
 from seedx_lite.presets import Preset
 from seedx_lite.world.scene import SEED_RANGES
-from .loop import batch_share, train
+from .loop import train
 
 PACKED = 512  # tokens of a sample, several documents: what the multimodal model will read is as long
 
@@ -45,10 +45,10 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
         start, stop = SEED_RANGES["train"]
         length = min(PACKED, preset.llm.max_position_embeddings)
 
-        def batch_at(step: int, generator: torch.Generator) -> Tensor:
+        def batch_at(step: int, share: int, generator: torch.Generator) -> Tensor:
             rng = np.random.default_rng(torch.randint(2**31, (), generator=generator).item())
             texts = (document(pick(SHARES, rng), int(rng.integers(stop - start)), "train", rng) for _ in count())
-            return pack_documents(tokenizer, texts, batch_share(config.batch_size), length)
+            return pack_documents(tokenizer, texts, share, length)
 
         def loss_of(model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, dict]:
             losses, told = token_losses(model, batch, tokenizer.pad_token_id)

@@ -81,7 +81,7 @@ class TrainingRecord:
 
 def train(
     model: nn.Module,
-    batch_at: Callable[[int, torch.Generator], Any],
+    batch_at: Callable[[int, int, torch.Generator], Any],
     loss_of: Callable[[nn.Module, Any, torch.Generator], tuple[Tensor, dict[str, Any]]],
     config: TrainConfig,
     workdir: str | Path,
@@ -93,7 +93,8 @@ def train(
 ) -> TrainingRecord:
     """Trains the parameters of `model` that require gradients; then the EMA weights are in it, in eval mode.
 
-    batch_at(step, generator): nested dict/tuple/list of CPU tensors; the loop moves it to the device.
+    batch_at(step, share, generator): nested dict/tuple/list of CPU tensors; the loop moves it to the device. `share` is
+        how many samples of the step are this process's, see `batch_share`.
     loss_of(model, batch, generator): scalar loss and a dict of scalars to log. `model` is the plain one, also when
         several processes share the work. `generator` is the one that batch_at had, on the CPU whatever the device
         (draw, then `.to(device)`), seeded by (seed, step, rank), as is torch's global one.
@@ -106,7 +107,7 @@ def train(
     another configuration, seed or model.
     """
     accelerator, dtype, reason = _accelerator(config.precision)
-    batch_share(config.batch_size)
+    share = batch_share(config.batch_size)
     device, main, rank = accelerator.device, accelerator.is_main_process, accelerator.process_index
     model.to(device).train()
     for module in model.modules():  # frozen parts stay in eval mode: no dropout in what does not learn
@@ -123,7 +124,7 @@ def train(
     ]
     adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=tuple(config.betas), fused=True)
     generator = torch.Generator()
-    flops = _count_flops(model, loss_of, batch_at(0, generator), generator) if COUNT_FLOPS else 0
+    flops = _count_flops(model, loss_of, batch_at(0, share, generator), generator) if COUNT_FLOPS else 0
     if config.compile:
         max(model.children(), key=lambda part: sum(p.numel() for p in part.parameters())).compile()
     loss_module, optimizer = accelerator.prepare(_Loss(model, loss_of), adamw)
@@ -163,7 +164,7 @@ def train(
                 group["lr"] = lr
             started = time.perf_counter()
             with AROUND_STEP():
-                batch = send_to_device(batch_at(step, generator), device)
+                batch = send_to_device(batch_at(step, share, generator), device)
                 ready = time.perf_counter()
                 loss, logs = loss_module(batch, generator)
                 accelerator.backward(loss)

@@ -33,7 +33,7 @@ from seedx_lite.presets import Preset, TrainConfig
 from .detokenizer import half_folder
 from .encoded import kept_embeddings
 from .llama import llama
-from .loop import batch_share, train
+from .loop import train
 from .variation import Variation
 from .vit import vit
 
@@ -177,9 +177,9 @@ class Batches:
         return {"target_mean": pooled.mean(0).tolist(), "target_std": pooled.std(0).tolist()}
 
     def at(self, step: int, size: int) -> dict[str, Tensor | None]:
-        """Arguments of `ContinuousLVLM.forward`, padded to the longest."""
+        """Arguments of `ContinuousLVLM.forward`, padded to the longest: this process's part of `size` samples."""
         team, (window, place) = processes(), divmod(step, WINDOW)
-        made = self._window(window, size * team.num_processes)[place][team.process_index :: team.num_processes]
+        made = self._window(window, size)[place][team.process_index :: team.num_processes]
         batch = collate([sample for _, sample, _ in made], self.pad)
         embeds = np.concatenate([self.tables[name][list(rows)] for name, _, rows in made])
         return batch | {"image_embeds": torch.from_numpy(embeds).float()}
@@ -215,8 +215,8 @@ def train_mllm(
     """Trains what of `model` is to be trained; `folder` gets training.json and the checkpoint, and `half` the weights
     after half of the steps."""
 
-    def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor | None]:
-        return batches.at(step, batch_share(config.batch_size))
+    def batch_at(step: int, share: int, generator: torch.Generator) -> dict[str, Tensor | None]:
+        return batches.at(step, config.batch_size)
 
     def loss_of(model: nn.Module, batch: dict[str, Tensor | None], generator: torch.Generator) -> tuple[Tensor, dict]:
         return balanced_loss(model, batch)

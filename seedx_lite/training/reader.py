@@ -23,7 +23,7 @@ from seedx_lite.models.autoencoder import to_tensor
 from seedx_lite.models.scene_reader import CELL, SceneReader
 from seedx_lite.presets import Preset
 from seedx_lite.world.scene import COLOURS, FACINGS, GROUNDS, KINDS, POSES, SKIES, Scene
-from .loop import batch_share, train
+from .loop import train
 
 SPREAD = 0.8  # standard deviation, in cells, of the bell around a centre
 NEAR = 0.3  # height of the bell above which a cell is asked what the thing is
@@ -141,8 +141,8 @@ def reader(
         answers = {"kinds": KINDS, "colours": COLOURS, "poses": POSES, "skies": SKIES, "grounds": GROUNDS}
         model = SceneReader(**asdict(sizes), **{key: list(names) for key, names in answers.items()})
 
-        def batch_at(step: int, generator: torch.Generator) -> dict[str, Tensor]:
-            chosen = torch.randint(sum(parts.values()), (batch_share(config.batch_size),), generator=generator)
+        def batch_at(step: int, share: int, generator: torch.Generator) -> dict[str, Tensor]:
+            chosen = torch.randint(sum(parts.values()), (share,), generator=generator)
             rng = np.random.default_rng(torch.randint(2**31, (), generator=generator).item())
             rows = [(drawn[0], i) if i < count else (drawn[1], i - count) for i in chosen.tolist()]  # stay on disk
             damaged = np.stack([damage(part.pictures[i], part.kind[i], rng) for part, i in rows])

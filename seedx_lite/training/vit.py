@@ -17,8 +17,8 @@ from seedx_lite.artifacts import ensure, project_path
 from seedx_lite.data import drawn
 from seedx_lite.models.readers import TokenHeads
 from seedx_lite.models.vit import VisionTransformerWithAttnPool, normalise, pool_embeddings, pooled_boxes
-from seedx_lite.presets import Preset, TrainConfig
-from .loop import batch_share, train
+from seedx_lite.presets import Preset
+from .loop import train
 from .text import FOLDERS, CaptionSource, new_text_encoders
 
 CLASSES = {name: getattr(drawn, f"{name.upper()}_CLASSES") for name in ("kind", "colour", "part", "pose")}
@@ -110,9 +110,9 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
         captions = CaptionSource(tokenizer, "train", len(truth.pictures), "broad", (size, size), CAPTIONS)
 
         def batch_at(
-            step: int, generator: torch.Generator, phase: TrainConfig = config, among: int = preset.data.train_scenes
+            step: int, share: int, generator: torch.Generator, among: int = preset.data.train_scenes
         ) -> dict[str, Tensor]:
-            chosen = torch.randint(among, (batch_share(phase.batch_size),), generator=generator).numpy()
+            chosen = torch.randint(among, (share,), generator=generator).numpy()
             images = normalise(truth.pictures[chosen])
             cells = images.unfold(2, cell, cell).unfold(3, cell, cell)  # [B, 3, grid, grid, cell, cell]
             batch = {name: torch.from_numpy(getattr(truth, name)[chosen]) for name in (*CLASSES, "box")}
@@ -134,7 +134,7 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
             record.save(folder / "joint" / "training.json")
             first.requires_grad_(False)
             second.requires_grad_(False)
-            batches, losses = partial(batch_at, phase=longer, among=most), partial(loss_of, pooled=preset.n_embeddings)
+            batches, losses = partial(batch_at, among=most), partial(loss_of, pooled=preset.n_embeddings)
             record = train(model, batches, losses, longer, folder / "dense", seed=seed + 1, title="ViT")
         model.to("cpu")
         tower.save_pretrained(folder)

@@ -42,13 +42,16 @@ def show(rows: Mapping[str, Sequence[Any]], **words: Any) -> None:
     plt.show()
 
 
-def small_png(figure: Figure, step: int = 4) -> bytes:
-    """The figure as PNG, its colours in steps of 4 of 255 levels: two thirds of the bytes, and no eye sees it."""
+def small_png(figure: Figure, step: int = 5) -> bytes:
+    """The figure as PNG, its colours in steps of 5 of 255 levels: three fifths of the bytes, and no eye sees it. A
+    chart, which has few colours, is written with a palette of 256: half of the bytes again."""
     plain, small = io.BytesIO(), io.BytesIO()
     figure.savefig(plain, format="png")
     pixels = np.asarray(Image.open(plain).convert("RGB"), dtype=np.float32)
-    rounded = np.clip(np.round(pixels / step) * step, 0, 255).astype(np.uint8)
-    Image.fromarray(rounded).save(small, "PNG", optimize=True)
+    rounded = Image.fromarray(np.clip(np.round(pixels / step) * step, 0, 255).astype(np.uint8))
+    indexed = rounded.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    lost = np.abs(np.asarray(indexed.convert("RGB"), dtype=int) - np.asarray(rounded, dtype=int)).max()
+    (indexed if lost <= step else rounded).save(small, "PNG", optimize=True)
     return small.getvalue()
 
 

@@ -36,8 +36,8 @@ def make_model():
     return model
 
 
-def batch_at(step, generator):
-    x = torch.randn(batch_share(8), 6, generator=generator)
+def batch_at(step, share, generator):
+    x = torch.randn(share, 6, generator=generator)
     return {"x": x, "y": x.sum(1, keepdim=True)}
 
 
@@ -252,8 +252,8 @@ def test_two_processes_train_one_artifact(tmp_path, start):
         from safetensors.torch import save_file
         from seedx_lite.artifacts import ensure
         seen = []
-        def noted(step, generator):
-            batch = batch_at(step, generator)
+        def noted(step, share, generator):
+            batch = batch_at(step, share, generator)
             seen.append(batch["x"])
             return batch
         def build(folder):

@@ -157,7 +157,7 @@ def test_second_phases_see_more_scenes(tmp_path, monkeypatch):
     latents, seen = encode_pictures(vae, data.pictures), []
 
     def watched(model, batch_at, loss_of, config, folder, **about):
-        batches = [batch_at(step, torch.Generator().manual_seed(step)) for step in range(20)]
+        batches = [batch_at(step, 4, torch.Generator().manual_seed(step)) for step in range(20)]
         same = [(batch["latents"][:, None] == latents).flatten(2).all(-1).nonzero()[:, 1] for batch in batches]
         logs = loss_of(model, send_to_device(batches[0], "cpu"), torch.Generator())[1]
         seen.append((set(torch.cat(same).tolist()), set(logs)))
