@@ -20,6 +20,7 @@ from seedx_lite.world.language import (
     grounded_description,
     noun_phrase,
     references,
+    with_article,
 )
 from seedx_lite.world.questions import questions, varied
 from seedx_lite.world.scene import COLOURS, HELD_OUT, KINDS, PLACES, POSES, Scene, Thing
@@ -85,7 +86,7 @@ def reading_turn(form: str, scene: Scene, rng: np.random.Generator) -> Turn:
     wording = choose.pick(REQUESTS["find"])
     named = [(thing, phrase) for thing in scene.things for phrase in references(scene, thing)]
     if form == "find absent" or not named:
-        missing = _missing(scene, choose)
+        missing = _named(_missing(scene, choose), article="the")
         return Turn(wording.format(phrase=missing), ABSENT.format(thing=missing))
     thing, phrase = choose.pick(named)
     return Turn(wording.format(phrase=phrase), f"{phrase} [[ {box_to_tokens(scene.box(thing))} ]]")
@@ -97,13 +98,13 @@ def drawing_turn(scene: Scene, rng: np.random.Generator) -> Turn:
     return Turn(Choices(rng).pick(REQUESTS["drawing"]).format(caption=told), HERE, drawn=(scene.width, scene.height))
 
 
-def _missing(scene: Scene, choose: Choices) -> str:
-    """A phrase for a thing of a kind that is not there, or, as often, in a colour that none of its kind has there; no
-    held-out combination."""
+def _missing(scene: Scene, choose: Choices) -> tuple[str, str]:
+    """Kind and colour of a thing of a kind that is not there, or, as often, in a colour that none of its kind has
+    there; no held-out combination."""
     there = {(thing.kind, thing.colour) for thing in scene.things} | HELD_OUT
     present = tuple(kind for kind in KINDS if any(thing.kind == kind for thing in scene.things))
     kinds = choose.pick([present, tuple(kind for kind in KINDS if kind not in present)])
-    return _named(choose.pick([(k, c) for k in kinds for c in COLOURS if (k, c) not in there]), article="the")
+    return choose.pick([(k, c) for k in kinds for c in COLOURS if (k, c) not in there])
 
 
 def _named(pair: tuple[str, str], article: str = "a") -> str:
@@ -113,13 +114,18 @@ def _named(pair: tuple[str, str], article: str = "a") -> str:
 
 
 def absent_edit(scene: Scene, rng: np.random.Generator) -> Turn:
-    """An instruction that names what is not in a scene, and the answer, which draws nothing."""
+    """An instruction that names what is not in a scene, worded as those of edits that can be done, and the answer,
+    which draws nothing."""
     choose = Choices(rng)
-    missing, place, colour = _missing(scene, choose), choose.pick(PLACES), choose.pick(COLOURS)
-    templates = [one for kind in ("remove", "recolour", "replace", "move") for one in EDIT_TEMPLATES[kind]]
-    new = _named((choose.pick([kind for kind in KINDS if (kind, colour) not in HELD_OUT]), colour))
-    told = {"thing": missing, "colour": colour, "new": new, "place": PLACE_PHRASES[place], "place_name": place}
-    return Turn(choose.pick(templates).format(**told), ABSENT.format(thing=missing))
+    kind, old = _missing(scene, choose)
+    missing, place = _named((kind, old), article="the"), choose.pick(PLACES)
+    colour = choose.pick([one for one in COLOURS if one != old and (kind, one) not in HELD_OUT])
+    new = _named(choose.pick([(k, c) for k in KINDS for c in COLOURS if k != kind and (k, c) not in HELD_OUT]))
+    recolour = "recolour person" if kind == "person" else "recolour"
+    template = choose.pick(EDIT_TEMPLATES[choose.pick(["remove", recolour, "replace", "move"])])
+    words = {"colour": colour, "shirt": with_article(colour) + " shirt", "new": new}
+    told = template.format(thing=missing, place=PLACE_PHRASES[place], place_name=place, **words)
+    return Turn(told, ABSENT.format(thing=missing))
 
 
 class Chains:

@@ -10,7 +10,16 @@ import numpy as np
 
 from . import language
 from . import scene as world
-from .language import EDIT_TEMPLATES, PLACE_PHRASES, Choices, is_place_clear, noun_phrase, refer, with_article
+from .language import (
+    EDIT_TEMPLATES,
+    PLACE_PHRASES,
+    Choices,
+    is_place_clear,
+    noun_phrase,
+    refer,
+    references,
+    with_article,
+)
 from .scene import Scene, Thing, is_clear, most_things, sample_scene, sample_thing, split_of
 
 EDITS = ("recolour", "remove", "add", "replace", "move", "pose", "sky", "ground")
@@ -82,13 +91,16 @@ def _possible(size: tuple[int, int]) -> list[str]:
 def _edit(
     templates: str, source: Scene, choose: Choices, before: Thing | None, after: Thing | None, **words: str
 ) -> Edit | None:
-    """One thing changed, removed (no `after`) or added (no `before`); None if `before` cannot be named.
+    """One thing changed, removed (no `after`) or added (no `before`); None if `before` cannot be named. It is named by
+    any phrase that fits it alone, also a longer one than it needs.
 
     templates: a key of `EDIT_TEMPLATES`, whose first word is the kind of edit.
     """
-    name = refer(source, before) if before else ""
-    if name is None:
+    names = list(references(source, before)) if before else [""]
+    if not names:
         return None
+    [stream] = choose.rng.spawn(1)  # of its own, so that what happens does not hang on what it is called
+    name = Choices(stream).pick(names)
     things = [after if thing is before else thing for thing in source.things] + [after] * (before is None)
     target = replace(source, things=tuple(thing for thing in things if thing))
     instruction = choose.pick(EDIT_TEMPLATES[templates]).format(thing=name, **words)

@@ -1,18 +1,29 @@
 """What instruction tuning is made of: dialogues that are about their pictures, and edits."""
 
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from seedx_lite.data.instructions import ABSENT_EDITS, CHAT, HERE, MOST_TURNS, Chains, Dialogues, Edits, reading_turn
+from seedx_lite.data.instructions import (
+    ABSENT_EDITS,
+    CHAT,
+    HERE,
+    MOST_TURNS,
+    Chains,
+    Dialogues,
+    Edits,
+    absent_edit,
+    reading_turn,
+)
 from seedx_lite.data.layout import IGNORED, Layout
 from seedx_lite.data.tokenizer import llm_tokenizer
 from seedx_lite.world.draw import render
 from seedx_lite.world.edits import sample_chain, sample_edit
 from seedx_lite.world.language import box_to_tokens, full_caption, references
 from seedx_lite.world.questions import questions
-from seedx_lite.world.scene import COLOURS, HELD_OUT, sample_scene
+from seedx_lite.world.scene import COLOURS, HELD_OUT, KINDS, PLACES, sample_scene
 
 SIZE = (32, 32)
 
@@ -102,6 +113,29 @@ def test_edits(layout):
             absent += 1
             assert trained.endswith("is not here . </s>") and not any(sample.ids_gen_mask)
     assert 0 < absent < 3 * ABSENT_EDITS * 400
+
+
+def test_edits_of_what_is_not_there_are_worded_as_others():
+    """Bugs: a wording, or a new colour, that no edit which can be done has, so that nothing has to be looked for."""
+    possible, held_out = set(), {" ".join(pair[::-1]) for pair in HELD_OUT}
+    for index in range(400):
+        edit = sample_edit(index, size=SIZE)
+        possible.add(without_names(edit.instruction))
+    for index in range(200):
+        scene = sample_scene(index, size=SIZE)
+        turn = absent_edit(scene, np.random.default_rng(index))
+        assert without_names(turn.question) in possible, turn.question
+        named = [word for word in turn.question.split() if word in COLOURS]
+        assert len(set(named)) == len(named) or "replace" in turn.question or "into" in turn.question, "no change"
+        assert not any(pair in turn.question for pair in held_out)
+
+
+def without_names(instruction):
+    """With `X` in place of each thing with its article, and of each colour and place."""
+    kinds, places = "|".join(KINDS), "|".join(PLACES)
+    where = rf"(?: (?:on|in) the (?:{places}))?"
+    plain = re.sub(rf"\b(?:the|an?) (?:\w+ )?(?:{kinds})(?: in (?:the|an?) \w+ shirt)?{where}\b", "X", instruction)
+    return re.sub(rf"\b(?:an? )?(?:{'|'.join((*COLOURS, *PLACES))})\b", "C", plain)
 
 
 def test_chains(layout):

@@ -115,6 +115,18 @@ def test_instructions_name_one_thing_and_the_aim():
             assert after.ground in said
 
 
+def test_what_is_needed_is_not_all_that_is_said():
+    """Bug: a sole car is always `the car`, so that a colour alone gives away that no such thing is there."""
+    seen = Counter()
+    for index in range(200):
+        edit = sample_edit(index, kind="remove")
+        (gone,) = (thing for thing in edit.source.things if thing not in edit.target.things)
+        sole = sum(thing.kind == gone.kind for thing in edit.source.things) == 1
+        said = words(edit.instruction)
+        seen[sole and gone.colour in said, sole and gone.place in said] += 1
+    assert all(seen[said] > 20 for said in ((False, False), (True, False), (False, True), (True, True)))
+
+
 def test_two_alike_are_told_apart():
     """Guards against a reference by kind alone among things of one kind."""
     seen = 0
