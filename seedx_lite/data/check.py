@@ -3,14 +3,21 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from . import captions, conversations, edits
 from .formats import Problem, read_lines, report
 from .pictures import open_picture
+from .tokenizer import check_words
 
 FORMATS = {"conversations": conversations, "captions": captions, "edits": edits}
+TEXTS = {  # of a sample: what a language model is to read or say
+    "conversations": lambda talk: talk.data,
+    "captions": lambda pair: (pair.caption,),
+    "edits": lambda edit: (edit.instruction, edit.response or ""),
+}
 KEYS = {"conversations": {"image", "data"}, "edits": {"source_image", "target_image", "instruction"}}
 
 
@@ -52,16 +59,17 @@ def data_files(path: str | Path) -> list[Path]:
     return [path / name for name in sorted(below) if not any(part.startswith(".") for part in name.parts)]
 
 
-def check(path: str | Path, images: str | Path | None = None) -> Report:
+def check(path: str | Path, images: str | Path | None = None, tokenizer: Any = None) -> Report:
     """Check a jsonl file, a tar, or every `*.jsonl` and `*.tar` below a folder (not hidden ones), in any of the three
     formats: every line is parsed and every picture decoded. Bad data raises nothing: it is all in the report. Pictures
-    are named relative to the folder `images`, by default that of each jsonl file."""
+    are named relative to the folder `images`, by default that of each jsonl file. tokenizer: of the language model that
+    is to be trained; words that it does not know are reported, too."""
     result, files = Report(), data_files(path)
     if not files:
         report(result.problems, path, "nothing to check; expected *.jsonl or *.tar in this folder or below")
     for file in files:
         try:
-            _check_file(file, result, images)
+            _check_file(file, result, images, tokenizer)
         except OSError as error:
             report(result.problems, file, f"{error.strerror or error}; check the name and the rights")
     return result
@@ -71,7 +79,7 @@ def _objects(path: str | Path, problems: list[Problem]) -> Iterator[dict]:
     return read_lines(lambda record, *_: record, path, problems=problems)
 
 
-def _check_file(path: Path, result: Report, images: str | Path | None) -> None:
+def _check_file(path: Path, result: Report, images: str | Path | None, tokenizer: Any) -> None:
     name = detect(path)
     if name is None:
         list(_objects(path, result.problems))  # for the lines that are no JSON
@@ -90,11 +98,13 @@ def _check_file(path: Path, result: Report, images: str | Path | None) -> None:
                     sizes.append(open_picture(picture, name="its picture").size)
                 except (ValueError, OSError) as error:
                     report(result.problems, sample.place, error)
-        if len(sizes) == 2:
-            try:
+        try:
+            if len(sizes) == 2:
                 edits.check_sizes(*sizes)
-            except ValueError as error:
-                report(result.problems, sample.place, error)
+            if tokenizer is not None:
+                check_words(tokenizer, TEXTS[name](sample))
+        except ValueError as error:
+            report(result.problems, sample.place, error)
         count["good" if len(result.problems) == before else "bad"] += 1
     result.problems += unread
     count["bad"] += len(unread)

@@ -6,6 +6,7 @@ from PIL import Image
 
 from seedx_lite.data import captions
 from seedx_lite.data.check import check, detect
+from seedx_lite.data.tokenizer import llm_tokenizer
 
 TALK = {"image": "a.jpg", "data": ["q", "a"]}
 EDIT = {"source_image": "a.jpg", "target_image": "b.jpg", "instruction": "make it night"}
@@ -104,6 +105,35 @@ def test_nothing_there(tmp_path):
     assert "typo: No such file or directory; check the name" in str(check(tmp_path / "typo"))
     (tmp_path / "folder.jsonl").mkdir()
     assert "Is a directory" in str(check(tmp_path)) or os.name == "nt"
+
+
+def test_words_that_the_language_model_does_not_know(images, jpeg):
+    """Bug: "no problems" said of texts that stop the training."""
+    put(
+        images / "talk.jsonl",
+        {**TALK, "data": ["what is there?", "a giraffe on grass"]},
+        {**TALK, "data": ["is it night?", "no"]},
+    )
+    put(
+        images / "edit.jsonl",
+        {**EDIT, "target_image": "a.jpg"},
+        {**EDIT, "target_image": "a.jpg", "instruction": "Add glitter"},
+    )
+    captions.write(
+        images / "caps.tar", [captions.CaptionPair("0", jpeg, "a red cat"), captions.CaptionPair("1", jpeg, "a tiger")]
+    )
+    assert check(images).ok
+    report = check(images, tokenizer=llm_tokenizer())
+    told = [
+        (problem.place.rpartition("/")[2], problem.reason.partition("unknown words ")[2]) for problem in report.problems
+    ]
+    ending = "; say it in the world's vocabulary"
+    assert told == [
+        ("caps.tar!1", "tiger" + ending),
+        ("edit.jsonl:2", "glitter" + ending),
+        ("talk.jsonl:1", "giraffe" + ending),
+    ]
+    assert [count["bad"] for count in report.counts.values()] == [1, 1, 1]
 
 
 def test_images_elsewhere(images, tmp_path, jpeg):
