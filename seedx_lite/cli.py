@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = _command(data, "check", _data_check, "report every line and file that training could not use")
     command.add_argument("path", nargs="?", default=SAMPLES, help=f"file or folder ({SAMPLES})")
     command.add_argument("--images", help="folder that the jsonl files name their pictures from (their own)")
+    command.add_argument("--any-words", action="store_true", help="also words that our tokenizer does not know")
 
     for group, text in (("pretrain", "train a foundation"), ("train", "train a part of SEED-X")):
         commands = _group(top, group, text)
@@ -171,8 +172,9 @@ def _data_build(args) -> None:
 
 def _data_check(args) -> int:
     from seedx_lite.data.check import check
+    from seedx_lite.data.tokenizer import llm_tokenizer
 
-    result = check(args.path, args.images)
+    result = check(args.path, args.images, None if args.any_words else llm_tokenizer())
     print(result)
     return 0 if result.ok else 1
 
@@ -292,17 +294,20 @@ def _reproduce(args) -> int:
 
 def _ship(args) -> None:
     from seedx_lite.ablation.grid import ship_sheets
-    from seedx_lite.artifacts import SHIPPED, project_path, ship
+    from seedx_lite.artifacts import SHIPPED, check_upstream, project_path, ship
     from seedx_lite.cards import write_card
     from seedx_lite.evaluation.records import ship_records
     from seedx_lite.models.mllm import leave_out_base
     from seedx_lite.training.sft import BASES
 
-    def finish(stage: str, folder: Path) -> None:
-        if stage in BASES:
-            leave_out_base(folder, f"../{BASES[stage]}")
-
     preset = load_preset(args.preset).name
+
+    def finish(stage: str, folder: Path) -> None:
+        if stage in BASES:  # what is left out must be what it was trained on
+            base = f"../{BASES[stage]}"
+            check_upstream(project_path(args.runs) / preset / f"{stage}-seed0", (folder / base).resolve())
+            leave_out_base(folder, base)
+
     paths = ship(preset, args.stages, runs=args.runs, finish=finish)
     if preset == "lite":
         paths += [*ship_records(args.runs), *ship_sheets(args.runs)]

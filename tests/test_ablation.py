@@ -12,6 +12,7 @@ from seedx_lite.artifacts import read_manifest
 from seedx_lite.evaluation.variants import STRENGTHS
 from seedx_lite.models.detokenizer import SDXLAdapterWithLatentImage, read_adapter
 from seedx_lite.training.detokenizer import Variant, stage1
+from seedx_lite.training.loop import TrainingStopped
 
 COUNTS = {"test": 4, "crowded": 3, "composition": 3, "broad": 3, "validation": 3, "edits": 4, "captions": 2}
 SMALL = {"n64": (Variant(), 2), "condition": (Variant(condition=True), 1), "n256": (Variant(vit_down=1), 1)}
@@ -45,6 +46,26 @@ def test_a_main_model_that_was_trained_again_is_measured_again(grid, measured, m
     assert grid._done("main_n64", 0) == measured["main_n64", 0]
     monkeypatch.setattr(ablation, "find", lambda *_: grid.folders["vit"])  # another model
     assert grid._done("main_n64", 0) is None
+
+
+def test_another_resampler_is_another_cell(grid, runs):
+    """Bug: cells of another depth counted as done, and paired with those that are trained now."""
+    deeper = ablation.Cells("smoke", ["resampler.depth=3"], runs, SMALL, COUNTS)
+    assert deeper.identity("n64", 0) != grid.identity("n64", 0)
+
+
+def test_a_rate_that_diverges_is_out(grid, monkeypatch):
+    """Bug: a grid that tries a rate which stops the training again and again, and never gets further."""
+
+    def trial(rate):
+        if rate > 1e-3:
+            raise TrainingStopped("step 7: loss 1e9")
+        return rate
+
+    assert grid._tried(trial, (5e-4, 1e-3, 2e-3)) == [5e-4, 1e-3, grids.DIVERGED]
+    monkeypatch.setattr(grid, "_swept", lambda name: {"losses": [grids.DIVERGED] * 2})
+    with pytest.raises(ValueError, match=r"n64: the training stopped with each of the learning rates"):
+        grid.learning_rate("n64")
 
 
 def test_seeds_run_side_by_side():
@@ -86,7 +107,7 @@ def test_stage_2_goes_on_from_stage_1(runs, measured, grid):
 def test_what_is_done_is_not_done_again(grid, measured, monkeypatch):
     monkeypatch.setattr(grid, "measured", None)
     assert grid.cell("n64", 1) == measured["n64", 1]
-    monkeypatch.setattr(grid, "tried", None)
+    monkeypatch.setattr(grid, "trial", None)
     grid.gather()
     rate = grid.learning_rate("n64")
     monkeypatch.setitem(grid.variants, "given", (Variant(learning_rate=3e-3), 1))

@@ -43,7 +43,8 @@ def test_cells_tell_of_pictures_and_embeddings(measured):
     first, second = measured["q64", 0], measured["q64", 1]
     assert set(first["sets"]) == {"test", "composition", "prompts"}
     assert {"f1", "coloured_f1", "coverage", "vendi", "mse", "variance"} <= first["sets"]["test"].keys()
-    assert first["sets"]["test"]["mse"] != second["sets"]["test"]["mse"] != first["half"]["test"]["mse"]
+    assert first["sets"]["test"]["mse"] != second["sets"]["test"]["mse"]
+    assert first["sets"]["test"]["mse"] != first["half"]["test"]["mse"]
     assert 0 <= first["sets"]["prompts"]["spread"]["mean"] <= EACH - 1
 
 

@@ -5,7 +5,7 @@ A variant of your own is one more entry in `DETOKENIZERS`.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ DETOKENIZERS: dict[str, tuple[Variant, int]] = {
     "n32": (Variant(vit_down=8), 5),
     "n64_full": (Variant(full_ft=True), 5),
     "condition": (Variant(condition=True), 5),
-    "n256_latents256": (Variant(vit_down=1, latents=256), 3),
+    "n256_latents256": (
+        Variant(vit_down=1, latents=256),
+        3,
+    ),  # more latents: no initialisation in common with the others
     # Claim B again, on pictures of half as many pixels a side, at the rate that both had chosen on the clean ones
     "n64_soft": (Variant(soften=2, learning_rate=1e-3), 3),
     "n64_full_soft": (Variant(soften=2, learning_rate=1e-3, full_ft=True), 3),
@@ -83,23 +86,26 @@ class Cells(Grid):
     def decides(self, name: str) -> list[Any]:
         made, *how = self.measured_with()
         cell = [name in MAINS, made, self.variant(name).changes, self.config(name).recipe, *how]
+        if self.preset.resampler != self.plain.resampler:  # no foundation tells of it
+            cell.append(asdict(self.preset.resampler))
         if self.variant(name).condition:  # it goes on from the main model, which may have been trained anew
             started = find("detokenizer-stage1", self.preset.name, 0, self.runs)
             cell += [started and read_manifest(started)["id"], detokenizer.STAGE2, EDITING]
         return cell
 
-    def tried(self, name: str, config: TrainConfig, rates: Sequence[float]) -> list[float]:
+    def trial(self, name: str, config: TrainConfig) -> Callable[[float], float]:
         variant = self.variant(name)
         parts = detokenizer.load_parts(self.folders["vit"], self.folders["sdxl"])
         kind = detokenizer.EditPairs if variant.condition else detokenizer.Reconstructions
         options = {} if variant.condition else {"soften": variant.soften}
         samples = kind(self.preset, parts, variant.n(self.preset), self.runs, "validation", **options)
-        losses = []
-        for rate in rates:
+
+        def loss(rate: float) -> float:
             tuned = replace(variant, learning_rate=rate)
             folder = self._trained(SWEEP_SEED, config, tuned, f"cell-{name}-rate{rate:g}")
-            losses.append(detokenizer.validation_loss(read_adapter(folder, self.folders["sdxl"]), samples))
-        return losses
+            return detokenizer.validation_loss(read_adapter(folder, self.folders["sdxl"]), samples)
+
+        return loss
 
     def measured(self, name: str, seed: int) -> dict[str, Any]:
         variant, examiner = self.variant(name), self.examiner

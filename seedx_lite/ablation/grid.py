@@ -30,9 +30,11 @@ from seedx_lite.evaluation.claims import verdicts
 from seedx_lite.evaluation.records import SHIPPED, load_record, record_path, save_record, training_minutes
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import TrainConfig, load_preset
+from seedx_lite.training.loop import TrainingStopped
 
 PARTS = ("detokenizer", "mllm")  # each a module here, with the class `Cells`
 RATES, SWEEP_SEED, SWEEP_SHARE = (5e-4, 1e-3, 2e-3, 4e-3), 100, 4  # learning rates, tried for a quarter of the steps
+DIVERGED = 1e9  # the loss of a rate with which training stopped itself
 
 
 def in_turn(grid: Mapping[str, tuple[Any, int]], most: int) -> list[tuple[str, int]]:
@@ -64,6 +66,7 @@ class Grid:
         variants: Mapping[str, tuple[Any, int]] | None = None,
     ):
         self.preset, self.runs, self.variants = load_preset(source, overrides), runs, variants or self.usual
+        self.plain = load_preset(source)  # without the overrides
         if lacking := [f"`training.{name}`" for name in self.needed if getattr(self.preset.training, name) is None]:
             raise ValueError(f"preset {self.preset.name} lacks {', '.join(lacking)}; give their entries")
 
@@ -85,8 +88,8 @@ class Grid:
         """What may differ from run to run and decides the numbers of a variant, beside the seed."""
         raise NotImplementedError
 
-    def tried(self, name: str, config: TrainConfig, rates: Sequence[float]) -> list[float]:
-        """The losses on validation scenes after a short training with each learning rate."""
+    def trial(self, name: str, config: TrainConfig) -> Callable[[float], float]:
+        """What trains a variant with a learning rate, shortly, and returns its loss on validation scenes."""
         raise NotImplementedError
 
     def measured(self, name: str, seed: int) -> dict[str, Any]:
@@ -131,9 +134,26 @@ class Grid:
         if (swept := self._swept(name)) is None:
             config = self.config(name)
             short = replace(config, steps=max(1, config.steps // SWEEP_SHARE))
-            swept = {"rates": list(rates), "steps": short.steps, "losses": self.tried(name, short, rates)}
+            losses = self._tried(self.trial(name, short), rates)
+            swept = {"rates": list(rates), "steps": short.steps, "losses": losses}
             swept = self._store(self._rates(name), SWEEP_SEED, self.identity(name, None), swept)
+        if min(swept["losses"]) == DIVERGED:
+            raise ValueError(
+                f"{name}: the training stopped with each of the learning rates {list(rates)}; try lower ones"
+            )
         return rates[int(np.argmin(swept["losses"]))]
+
+    @staticmethod
+    def _tried(trial: Callable[[float], float], rates: Sequence[float]) -> list[float]:
+        """The losses of trials; `DIVERGED` where a training has stopped itself, as it would again and again."""
+        losses = []
+        for rate in rates:
+            try:
+                losses.append(trial(rate))
+            except TrainingStopped as error:
+                print(f"learning rate {rate:g} is out: {error}")
+                losses.append(DIVERGED)
+        return losses
 
     def gather(self) -> Path:
         """Writes the record of all cells that are there, and the verdicts that they allow; returns its path."""

@@ -4,7 +4,7 @@ A variant of your own is one more entry in `MODELS`.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,22 +98,21 @@ class Cells(Grid):
             cell += [main and read_manifest(main)["id"], NOISE, SCENES, GUIDANCES]
         return cell
 
-    def tried(self, name: str, config: TrainConfig, rates: Sequence[float]) -> list[float]:
+    def trial(self, name: str, config: TrainConfig) -> Callable[[float], float]:
         variant = self.variant(name)
-        folders = [
-            self._trained(SWEEP_SEED, config, replace(variant, learning_rate=rate), f"{name}-rate{rate:g}")
-            for rate in rates
-        ]
+
+        def trained(rate: float) -> Path:
+            return self._trained(SWEEP_SEED, config, replace(variant, learning_rate=rate), f"{name}-rate{rate:g}")
+
         if isinstance(variant, Tuning):
             parts = detokenizer.load_parts(self.folders["vit"], self.folders["sdxl"])
             samples = Imagined(self.preset, parts, variant.features, self._assistant(), self.runs, "validation")
-            adapters = (read_adapter(folder, self.folders["sdxl"]) for folder in folders)
-            return [detokenizer.validation_loss(adapter, samples) for adapter in adapters]
+            return lambda rate: detokenizer.validation_loss(read_adapter(trained(rate), self.folders["sdxl"]), samples)
         tower = VisionTransformerWithAttnPool.from_pretrained(self.folders["vit"])
         layout, split = new_layout(self.preset, variant), "validation"
         parts = pretraining(self.preset, layout, self.runs, split, drawing=True)
         batches = Batches(parts, layout, tower, read_manifest(self.folders["vit"])["id"], self.runs, split=split)
-        return [stage.validation_loss(ContinuousLVLM.from_pretrained(folder), batches) for folder in folders]
+        return lambda rate: stage.validation_loss(ContinuousLVLM.from_pretrained(trained(rate)), batches)
 
     def measured(self, name: str, seed: int) -> dict[str, Any]:
         variant = replace(self.variant(name), learning_rate=self.learning_rate(name))

@@ -70,7 +70,7 @@ def verdicts(
     cells: Cells, ceilings: Mapping[str, Mapping[str, Mapping[str, float]]], claims: Collection[str]
 ) -> list[Verdict]:
     """A verdict on each part of each of the `claims`; `unfinished` where fewer seeds than the rule asks for have both
-    cells.
+    cells, `not comparable` where they have them without a number that could be compared.
 
     ceilings: by set and metric, the mean over VAE round trips of the same pictures.
     """
@@ -87,12 +87,14 @@ def verdicts(
                 for name in rule["contrast"]
             )
             differences = {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
+            asked, (one, other) = rule.get("seeds", SEEDS), (cells.get(name, {}) for name in rule["contrast"])
+            finished = len(differences) >= asked
+            without = "not comparable" if len(one.keys() & other.keys()) >= asked else "unfinished"
             if len(differences) < 2:
-                told.append(Verdict(claim, part, rule, differences, None, None, "unfinished"))
+                told.append(Verdict(claim, part, rule, differences, None, None, without))
                 continue
             margin = rule["margin"] * (ceilings[where][metric]["mean"] if rule["of_ceiling"] else 1)
             effect = interval(list(differences.values()))
-            done = len(differences) >= rule.get("seeds", SEEDS)
-            verdict = judge(effect, margin, rule["want"]) if done else "unfinished"
+            verdict = judge(effect, margin, rule["want"]) if finished else without
             told.append(Verdict(claim, part, rule, differences, effect, margin, verdict))
     return told

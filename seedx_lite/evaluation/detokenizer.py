@@ -130,6 +130,7 @@ def measure_tolerance(
     numbers: Mapping[str, Sequence[float]],
     seed: int,
     steps: int | None = None,
+    guidance: float | None = None,
     **conditions: Any,
 ) -> dict[str, Any]:
     """By how much `numbers`, those of the first scenes, differ when nothing but arithmetic does.
@@ -142,9 +143,8 @@ def measure_tolerance(
     reference = {metric: values[: len(targets)] for metric, values in numbers.items()}
 
     def repeat(pipe: DetokenizerPipeline, **kwargs: Any) -> dict[str, float]:
-        return mean_differences(
-            reference, _redrawn(pipe, targets, steps or STEPS, GUIDANCE, seed, **conditions, **kwargs)
-        )
+        again = _redrawn(pipe, targets, steps or STEPS, guidance or GUIDANCE, seed, **conditions, **kwargs)
+        return mean_differences(reference, again)
 
     repeats = on_threads(lambda: repeat(pipe))
     repeats["batches of 5"] = repeat(pipe, batch_size=5)

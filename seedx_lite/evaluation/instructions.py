@@ -21,8 +21,8 @@ from seedx_lite.presets import Preset
 from seedx_lite.world.captions import read_caption
 from seedx_lite.world.draw import render
 from seedx_lite.world.edits import Edit, sample_chain
-from seedx_lite.world.language import canonical_caption, find_boxes
-from seedx_lite.world.scene import Scene
+from seedx_lite.world.language import canonical_caption
+from seedx_lite.world.scene import COLOURS, KINDS, Scene
 from .any_resolution import COUNT as GRID_SCENES
 from .any_resolution import measure_grids, trained_grids
 from .detokenizer import tolerance_of
@@ -117,7 +117,8 @@ def measure_dialogues(
 
 def followed(form: str, answer: str, reply: Reply, scene: Scene) -> bool:
     """Whether a reply does what a turn of this form asks for. answer: one that would be right. A description counts by
-    what it says, not by its wording; boxes that overlap the true ones by a half are right."""
+    what it says, not by its wording; boxes are right behind the right kind and colour, where they overlap the true ones
+    by a half; a drawing, if there is just one: what it shows is measured apart, as `drawing`."""
     if form == "drawing" or reply.pictures:
         return form == "drawing" and len(reply.pictures) == 1
     if form == "describe":
@@ -125,11 +126,17 @@ def followed(form: str, answer: str, reply: Reply, scene: Scene) -> bool:
             return read_caption(reply.text).content == scene.content
         except ValueError:
             return False
-    right, found = find_boxes(answer), _boxes(reply)
+    right, found = _grounded(answer), _grounded(_said(reply))
     if not right:
         return reply.text == answer and not found
-    near = [[box_iou(box, one) >= 0.5 for one in found] for box in right]
+    near = [[words == said and box_iou(box, one) >= 0.5 for said, one in found] for words, box in right]
     return len(found) == len(right) and all(map(any, near)) and all(map(any, zip(*near, strict=True)))
+
+
+def _grounded(text: str) -> list[tuple[set[str], Box]]:
+    """The boxes of a text, each with kind and colour before it; none where one is malformed."""
+    parts = [part.rpartition("]]")[2].split() for part in text.split("[[")]
+    return list(zip(({*part} & {*KINDS, *COLOURS} for part in parts), boxes_of(text) or (), strict=False))
 
 
 def evaluate_edit(
@@ -225,7 +232,12 @@ def _kept(reply: Reply) -> dict[str, Any]:
 
 def _boxes(reply: Reply) -> tuple[Box, ...]:
     """Its boxes, as fractions."""
-    return boxes_of(" ".join(part for part in reply.message["content"] if isinstance(part, str))) or ()
+    return boxes_of(_said(reply)) or ()
+
+
+def _said(reply: Reply) -> str:
+    """The words of a reply, with the tokens of its boxes."""
+    return " ".join(part for part in reply.message["content"] if isinstance(part, str))
 
 
 def _picture(reply: Reply, preset: Preset) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from seedx_lite.artifacts import read_manifest
-from seedx_lite.data.documents import SHARES, encode_documents, pack_documents, scene_document
+from seedx_lite.data.documents import SHARES, encode_documents, scene_document
 from seedx_lite.models.text import token_losses
 from seedx_lite.world.language import LOCATION_TOKENS, Choices
 from seedx_lite.world.scene import COLOURS, GROUNDS, KINDS, SKIES, Scene, place_things, sample_scene
@@ -117,16 +117,19 @@ def perplexity_ratio(
 
 @torch.no_grad()
 def perplexity_after(model, tokenizer, before: int, count: int = 64) -> float:
-    """That of full captions of the test split which stand behind `before` tokens of other texts. What came before has
-    nothing to do with them, so it should change nothing."""
-    texts = (
-        scene_document("full", sample_scene(count + index, "test"), Choices(index)) for index in range(count + before)
-    )
-    context = pack_documents(tokenizer, texts, 1, before)[0].tolist() if before else []
-    losses = []
-    for index in range(count):
+    """That of full captions of the test split which stand behind `before` tokens of other texts, of which the last is
+    whole. What came before has nothing to do with them, so it should change nothing."""
+
+    def ids(index: int) -> list[int]:
         text = scene_document("full", sample_scene(index, "test"), Choices(index))
-        own = encode_documents(tokenizer, [text])[0].tolist()
+        return encode_documents(tokenizer, [text])[0].tolist()
+
+    losses, others = [], count
+    for index in range(count):
+        own, context = ids(index), []
+        while len(context) < before:
+            context, others = ids(others) + context, others + 1
+        context = context[len(context) - before :]
         losses.append(token_losses(model, torch.tensor([context + own]), tokenizer.pad_token_id)[0][0, before:])
     return torch.cat(losses).double().mean().exp().item()
 

@@ -150,7 +150,8 @@ class Examiner:
         pictures = [target.picture for target in targets]
         drawn = reconstruct(pipe, pictures, range(len(targets)), STEPS, GUIDANCE, seed, **conditions)
         numbers = judge(targets, drawn)
-        return {"numbers": numbers, "tolerance": measure_tolerance(pipe, targets, numbers, seed, STEPS, **conditions)}
+        tolerance = measure_tolerance(pipe, targets, numbers, seed, STEPS, GUIDANCE, **conditions)
+        return {"numbers": numbers, "tolerance": tolerance}
 
     def measure_edits(self, pipe: DetokenizerPipeline, seed: int) -> dict[str, dict[str, Any]]:
         """`summarise_edits` with the source as condition image (`condition_on`), without (`condition_off`), and the

@@ -228,8 +228,10 @@ def _averaged(model: nn.Module, named: Mapping[str, Tensor], ema: Mapping[str, T
 
 
 def batch_share(batch_size: int) -> int:
-    """How many samples of a step are this process's: all processes together see what one alone would. Raises ValueError
-    for a batch that they cannot share out evenly."""
+    """How many samples of a step are this process's: all processes together see what one alone would. Their gradients
+    are averaged, which gives those of one process where a loss is a plain mean over samples, or is balanced as that of
+    the language model; the ViT, and losses that divide by what is there to be counted, do so within each share. Raises
+    ValueError for a batch that cannot be shared out evenly."""
     team = processes().num_processes
     if batch_size % team:
         raise ValueError(f"batch_size={batch_size} on {team} processes: expected a multiple of {team}")

@@ -109,10 +109,9 @@ def scenes_of(kind: type[Scenes], preset: Preset, layout: Layout, runs: str | Pa
 
 
 def with_files(parts: Parts, layout: Layout, files: Mapping[str, float], question: str = READING) -> Parts:
-    """Own files added, with the shares that they are given; the first corpus has so much less. question: see
-    `Files`."""
-    corpora, weights = dict(parts[0]), dict(parts[1])
-    weights[next(iter(weights))] -= sum(files.values())
+    """Own files added, with the shares that they are given; all others have so much less. question: see `Files`."""
+    left = 1 - sum(files.values())
+    corpora, weights = dict(parts[0]), {name: left * weight for name, weight in parts[1].items()}
     for path, share in files.items():
         corpora[path], weights[path] = Files(layout, project_path(path), question), share
     return corpora, weights

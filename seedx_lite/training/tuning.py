@@ -73,9 +73,10 @@ class Imagined(Reconstructions):
     def batch(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         batch = super().batch(size, generator)
         if self.features == "noisy":
-            embeds = batch["image_embeds"]
-            level = NOISE * torch.rand(size, 1, 1, generator=generator) * self.deviation
-            batch["image_embeds"] = embeds + level * torch.randn(embeds.shape, generator=generator)
+            # From a generator of its own, so that noise and times of the loss are those of the other tunings
+            embeds, own = batch["image_embeds"], torch.Generator().manual_seed(generator.initial_seed() + 1)
+            level = NOISE * torch.rand(size, 1, 1, generator=own) * self.deviation
+            batch["image_embeds"] = embeds + level * torch.randn(embeds.shape, generator=own)
         return batch
 
 

@@ -64,6 +64,14 @@ def test_fewer_seeds_than_asked_for_are_no_verdict():
     assert asked_later.verdict == "reproduced"
 
 
+def test_cells_without_a_number_in_common():
+    """Bug: a grid that is complete, and for ever called unfinished."""
+    cells = {name: {s: {"test": {"f1": {"mean": 0.5}}} for s in range(5)} for name in ("tuned_mllm", "tuned_vit")}
+    assert {one.verdict for one in verdicts(cells, {}, "E")} == {"not comparable"}
+    del cells["tuned_vit"][4]
+    assert {one.verdict for one in verdicts(cells, {}, "E")} == {"unfinished"}
+
+
 def test_rules_name_cells_and_metrics_that_exist():
     """Bug: a misspelt metric, found only when the grid of many hours is done."""
     from seedx_lite.ablation import detokenizer, mllm

@@ -1,5 +1,6 @@
 """Probes on features whose content is known in closed form."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -122,6 +123,8 @@ def test_record_and_verdict(tmp_path):
     stored = load_record("vit", "tiny", runs=tmp_path)
     assert load_record("vit", "tiny", 1, tmp_path) is None
     assert numbers(stored) == {"tolerance": 0.01, "reading.kind": 0.9123}
+    small = save_record("small", record | {"rate": 2.5e-4}, tmp_path)
+    assert json.loads(small.read_text())["rate"] == 2.5e-4, "a learning rate that is rounded to another"
     lines = {verdict(stored, {"reading": {"kind": value}}, "reading.kind") for value in (0.91, 0.915, 0.9123)}
     assert lines == {"0.9123 computed again: agrees, ± 0.01"}
     assert "DIFFERS, 0.9300" in verdict(stored, {"reading": {"kind": 0.93}}, "reading.kind")

@@ -49,6 +49,10 @@ def test_what_counts_as_followed():
     for wrong in (ball, both, cat.replace("<box_end>", "")):
         assert not followed("find", cat, reply(wrong, [], PICTURE), scene)
     assert not followed("ground", both, reply(cat, [], PICTURE), scene)
+    crossed = both.replace("cat", "tree").replace("ball", "cat").replace("tree", "ball")
+    assert not followed("ground", both, reply(crossed, [], PICTURE), scene)
+    turned = " and ".join(reversed(both.partition(", on ")[0].split(" and "))) + both[both.index(", on ") :]
+    assert followed("ground", both, reply(turned, [], PICTURE), scene)
 
 
 class Oracle:

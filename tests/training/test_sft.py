@@ -75,7 +75,9 @@ def test_own_files_are_asked_as_instructions(tmp_path, runs):
     preset = replace(SMOKE, mllm=replace(SMOKE.mllm, edit_files={str(tmp_path): 0.5}))
     layout = new_layout(preset, instruction=INSTRUCTION)
     corpora, weights = sft.edit_parts(preset, layout, runs)
-    assert weights == {"edits": 0.25, "chains": 0.25, str(tmp_path): 0.5} and isinstance(corpora[str(tmp_path)], Files)
+    assert weights == {"edits": 0.375, "chains": 0.125, str(tmp_path): 0.5} and isinstance(
+        corpora[str(tmp_path)], Files
+    )
     sample, _ = corpora[str(tmp_path)].sample(0, np.random.default_rng(0))
     told = " ".join(layout.tokenizer.convert_ids_to_tokens(sample.input_ids))
     assert told.count("[ inst ]") == 1 and "question" not in told
