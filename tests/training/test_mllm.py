@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from seedx_lite.artifacts import read_manifest
+from seedx_lite.cli import main
 from seedx_lite.data.collate import collate
 from seedx_lite.models.mllm import ContinuousLVLM
 from seedx_lite.models.resamplers import Resampler
@@ -54,6 +55,22 @@ def test_the_stage_trains_what_it_should(runs):
     assert last["loss"] == pytest.approx(last["lm"] + 6 * last["rec"], rel=1e-5)
     with pytest.raises(ValueError, match=r"no `training\.mllm`"):
         mllm(load_preset("smoke", ["training.mllm=null"]), runs=runs)
+
+
+def test_what_is_shipped_stands_on_what_it_was_trained_on(runs, tmp_path, monkeypatch, capsys):
+    """Bug: LoRA of one language model beside the weights of another: it opens, and what it says is nonsense."""
+    folder = mllm(SMOKE, runs=runs)
+    (tmp_path / "data_samples").mkdir()
+    monkeypatch.chdir(tmp_path)
+    command = ["ship", "llama", "mllm", "--preset", "smoke", "--runs", str(runs)]
+    assert main(command) == 0
+    shipped = tmp_path / "data_samples" / "checkpoints" / "smoke"
+    ours, copy = (ContinuousLVLM.from_pretrained(one).state_dict() for one in (folder, shipped / "mllm"))
+    assert ours.keys() == copy.keys() and all(torch.allclose(ours[k], copy[k], atol=2e-3) for k in ours)
+    about = json.loads((shipped / "llama" / "artifact.json").read_text())
+    (shipped / "llama" / "artifact.json").write_text(json.dumps(about | {"id": "another"}))
+    assert main([one for one in command if one != "llama"]) == 1
+    assert "was built on another llama" in capsys.readouterr().err
 
 
 def test_embeddings_are_those_of_the_pictures(batches):
