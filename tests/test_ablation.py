@@ -64,7 +64,7 @@ def test_a_rate_that_diverges_is_out(grid, monkeypatch):
 
     assert grid._tried(trial, (5e-4, 1e-3, 2e-3)) == [5e-4, 1e-3, grids.DIVERGED]
     monkeypatch.setattr(grid, "_swept", lambda name: {"losses": [grids.DIVERGED] * 2})
-    with pytest.raises(ValueError, match=r"n64: the training stopped with each of the learning rates"):
+    with pytest.raises(ValueError, match=r"n64: training stopped itself at each learning rate"):
         grid.learning_rate("n64")
 
 

@@ -138,9 +138,7 @@ class Grid:
             swept = {"rates": list(rates), "steps": short.steps, "losses": losses}
             swept = self._store(self._rates(name), SWEEP_SEED, self.identity(name, None), swept)
         if min(swept["losses"]) == DIVERGED:
-            raise ValueError(
-                f"{name}: the training stopped with each of the learning rates {list(rates)}; try lower ones"
-            )
+            raise ValueError(f"{name}: training stopped itself at each learning rate of {list(rates)}; try lower ones")
         return rates[int(np.argmin(swept["losses"]))]
 
     @staticmethod

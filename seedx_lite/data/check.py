@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -59,7 +58,7 @@ def data_files(path: str | Path) -> list[Path]:
     return [path / name for name in sorted(below) if not any(part.startswith(".") for part in name.parts)]
 
 
-def check(path: str | Path, images: str | Path | None = None, tokenizer: Any = None) -> Report:
+def check(path: str | Path, images: str | Path | None = None, tokenizer=None) -> Report:
     """Check a jsonl file, a tar, or every `*.jsonl` and `*.tar` below a folder (not hidden ones), in any of the three
     formats: every line is parsed and every picture decoded. Bad data raises nothing: it is all in the report. Pictures
     are named relative to the folder `images`, by default that of each jsonl file. tokenizer: of the language model that
@@ -79,7 +78,7 @@ def _objects(path: str | Path, problems: list[Problem]) -> Iterator[dict]:
     return read_lines(lambda record, *_: record, path, problems=problems)
 
 
-def _check_file(path: Path, result: Report, images: str | Path | None, tokenizer: Any) -> None:
+def _check_file(path: Path, result: Report, images: str | Path | None, tokenizer) -> None:
     name = detect(path)
     if name is None:
         list(_objects(path, result.problems))  # for the lines that are no JSON

@@ -77,24 +77,19 @@ def verdicts(
     told = []
     for claim in claims:
         for part, rule in read_rules()[claim]["parts"].items():
-            where, metric = rule["set"], rule["metric"]
+            where, metric, asked = rule["set"], rule["metric"], rule.get("seeds", SEEDS)
+            sides = [cells.get(name, {}) for name in rule["contrast"]]
             first, second = (
-                {
-                    seed: sets[where][metric]["mean"]
-                    for seed, sets in cells.get(name, {}).items()
-                    if metric in sets.get(where, {})
-                }
-                for name in rule["contrast"]
+                {seed: sets[where][metric]["mean"] for seed, sets in side.items() if metric in sets.get(where, {})}
+                for side in sides
             )
             differences = {seed: first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())}
-            asked, (one, other) = rule.get("seeds", SEEDS), (cells.get(name, {}) for name in rule["contrast"])
-            finished = len(differences) >= asked
-            without = "not comparable" if len(one.keys() & other.keys()) >= asked else "unfinished"
+            without = "not comparable" if len(sides[0].keys() & sides[1].keys()) >= asked else "unfinished"
             if len(differences) < 2:
                 told.append(Verdict(claim, part, rule, differences, None, None, without))
                 continue
             margin = rule["margin"] * (ceilings[where][metric]["mean"] if rule["of_ceiling"] else 1)
             effect = interval(list(differences.values()))
-            verdict = judge(effect, margin, rule["want"]) if finished else without
+            verdict = judge(effect, margin, rule["want"]) if len(differences) >= asked else without
             told.append(Verdict(claim, part, rule, differences, effect, margin, verdict))
     return told

@@ -242,9 +242,9 @@ class SeedX:
 def draw_boxes(picture: Image.Image, boxes: Sequence[Box], colour: str = "red") -> Image.Image:
     """A copy of the picture with the outlines of boxes in px, thick enough to be seen in large pictures, too."""
     shown = picture.convert("RGB").copy()
-    width = max(1, min(shown.size) // 96)
+    pen, width = ImageDraw.Draw(shown), max(1, min(shown.size) // 96)
     for box in boxes:
-        ImageDraw.Draw(shown).rectangle([round(side) for side in box], outline=colour, width=width)
+        pen.rectangle([round(side) for side in box], outline=colour, width=width)
     return shown
 
 
