@@ -29,10 +29,8 @@ DETOKENIZERS: dict[str, tuple[Variant, int]] = {
     "n32": (Variant(vit_down=8), 5),
     "n64_full": (Variant(full_ft=True), 5),
     "condition": (Variant(condition=True), 5),
-    "n256_latents256": (
-        Variant(vit_down=1, latents=256),
-        3,
-    ),  # more latents: no initialisation in common with the others
+    # Starts from other values than the others of stage 1, since its table of latents is larger
+    "n256_latents256": (Variant(vit_down=1, latents=256), 3),
     # Claim B again, on pictures of half as many pixels a side, at the rate that both had chosen on the clean ones
     "n64_soft": (Variant(soften=2, learning_rate=1e-3), 3),
     "n64_full_soft": (Variant(soften=2, learning_rate=1e-3, full_ft=True), 3),
