@@ -4,10 +4,10 @@ A variant of your own is one more entry in `DETOKENIZERS`.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from seedx_lite.artifacts import find, read_manifest
 from seedx_lite.evaluation.variants import CAPTION_STEPS, EDITING, GUIDANCE, STEPS, Examiner
@@ -48,25 +48,15 @@ AT_HALF = ("crowded", "broad")  # sets that are also measured with the weights a
 
 
 class Cells(Grid):
-    """The grid of de-tokenizers. counts: of scenes, where they should be fewer than usual; see `Examiner`."""
+    """The grid of de-tokenizers; counts as of `Examiner`."""
 
     record, claims, usual, mains = "detokenizer", ("A", "B", "B_soft", "F"), DETOKENIZERS, MAINS
     needed = ("cell", "cell_edits", "detokenizer_edits")
+    stages: ClassVar = {"vit": vit, "sdxl": sdxl, "reader": reader}
 
-    def __init__(
-        self,
-        source: str = "lite",
-        overrides: Sequence[str] = (),
-        runs: str | Path = "runs",
-        variants: Mapping[str, tuple[Variant, int]] | None = None,
-        counts: Mapping[str, int] | None = None,
-    ):
-        super().__init__(source, overrides, runs, variants)
-        stages = {"vit": vit, "sdxl": sdxl, "reader": reader}
-        self.folders = {name: stage(self.preset, runs=runs) for name, stage in stages.items()}
+    def new_examiner(self, counts: Mapping[str, int] | None) -> Examiner:
         self.drawing = load_pipeline(self.folders["sdxl"])
-        judge = SceneReader.from_pretrained(self.folders["reader"])
-        self.examiner = Examiner(self.preset, self.drawing.vae, judge, counts)
+        return Examiner(self.preset, self.drawing.vae, SceneReader.from_pretrained(self.folders["reader"]), counts)
 
     def variant(self, name: str) -> Variant:
         return MAINS[name][0] if name in MAINS else super().variant(name)

@@ -44,10 +44,10 @@ def in_turn(grid: Mapping[str, tuple[Any, int]], most: int) -> list[tuple[str, i
 
 
 class Grid:
-    """The cells of a preset with all that they share. A subclass says what they are; it has the foundations, by stage,
-    in `folders`, `vit` and `sdxl` among them.
+    """The cells of a preset with all that they share: `folders` by stage, `vit` and `sdxl` among them, and `examiner`.
 
     variants: by name, what is otherwise than in the preset, and with how many seeds; instead of `usual`.
+    counts: of scenes, where fewer than usual are to be measured.
     Raises ValueError for a preset without the trainings that are `needed`.
     """
 
@@ -56,7 +56,7 @@ class Grid:
     usual: ClassVar[dict[str, tuple[Any, int]]]
     mains: ClassVar[dict[str, Any]] = {}  # main models, measured alike, that stand beside the cells
     needed: ClassVar[tuple[str, ...]]
-    folders: dict[str, Path]
+    stages: ClassVar[dict[str, Callable[..., Path]]]  # that all cells stand on
 
     def __init__(
         self,
@@ -64,13 +64,20 @@ class Grid:
         overrides: Sequence[str] = (),
         runs: str | Path = "runs",
         variants: Mapping[str, tuple[Any, int]] | None = None,
+        counts: Mapping[str, int] | None = None,
     ):
         self.preset, self.runs, self.variants = load_preset(source, overrides), runs, variants or self.usual
         self.plain = load_preset(source)  # without the overrides
         if lacking := [f"`training.{name}`" for name in self.needed if getattr(self.preset.training, name) is None]:
             raise ValueError(f"preset {self.preset.name} lacks {', '.join(lacking)}; give their entries")
+        self.folders = {name: stage(self.preset, runs=self.runs) for name, stage in self.stages.items()}
+        self.examiner = self.new_examiner(counts)
 
     # What a subclass says
+
+    def new_examiner(self, counts: Mapping[str, int] | None) -> Any:
+        """What measures cells."""
+        raise NotImplementedError
 
     def variant(self, name: str) -> Any:
         """What is otherwise than in the preset; it has `changes`."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,30 +49,27 @@ SHOWN = 8  # of the first test captions, in the sheet of a cell
 
 
 class Cells(Grid):
-    """The grid of language models, and of de-tokenizers tuned on the main one. counts: as of `DrawingExaminer`."""
+    """The grid of language models, and of de-tokenizers tuned on the main one; counts as of `DrawingExaminer`."""
 
     record, claims, usual = "mllm", ("C", "D", "E"), MODELS
     needed = ("cell_mllm", "cell_tuned", "mllm")
+    stages: ClassVar = {
+        "vit": vit,
+        "sdxl": sdxl,
+        "llama": llama,
+        "reader": reader,
+        "detokenizer-stage1": detokenizer.stage1,
+        "detokenizer-unpooled": detokenizer.stage1_unpooled,
+    }
 
-    def __init__(
-        self,
-        source: str = "lite",
-        overrides: Sequence[str] = (),
-        runs: str | Path = "runs",
-        variants: Mapping[str, tuple[MLLMVariant | Tuning, int]] | None = None,
-        counts: Mapping[str, int] | None = None,
-    ):
-        super().__init__(source, overrides, runs, variants)
-        stages = {"vit": vit, "sdxl": sdxl, "llama": llama, "reader": reader}
-        stages |= {"detokenizer-stage1": detokenizer.stage1, "detokenizer-unpooled": detokenizer.stage1_unpooled}
-        self.folders = {name: stage(self.preset, runs=runs) for name, stage in stages.items()}
+    def new_examiner(self, counts: Mapping[str, int] | None) -> DrawingExaminer:
         self.adapters = {
             self.preset.n_embeddings: "detokenizer-stage1",
             self.preset.vit.n_queries: "detokenizer-unpooled",
         }
         decoders = {n: self.pipeline(self.folders[name]) for n, name in self.adapters.items()}
         judge = SceneReader.from_pretrained(self.folders["reader"])
-        self.examiner = DrawingExaminer(self.preset, decoders, judge, counts)
+        return DrawingExaminer(self.preset, decoders, judge, counts)
 
     def config(self, name: str) -> TrainConfig:
         training = self.preset.training

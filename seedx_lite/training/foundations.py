@@ -240,7 +240,6 @@ def train_unet(preset: Preset, seed: int, folder: Path, data: TrainingScenes, au
     title = "text-to-image U-Net"
     record = train(model, first_batch, first_loss, first, folder, seed=seed, title=title, visits=_visits(first, look))
     if second:
-        (folder / "things").mkdir(parents=True, exist_ok=True)
         record.save(folder / "things" / "training.json")
         visits, title = _visits(second, lambda step: look(first.steps + step)), f"{title}, words"
         below = folder / "words"

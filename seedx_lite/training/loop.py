@@ -76,6 +76,7 @@ class TrainingRecord:
     def save(self, path: str | Path) -> None:
         """Writes the record as JSON, on the main process only: the seconds of the others differ."""
         if processes().is_main_process:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 

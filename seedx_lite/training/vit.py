@@ -130,7 +130,6 @@ def vit(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path =
 
         record = train(model, batch_at, loss_of, config, folder, seed=seed, title="ViT and text encoders")
         if longer:
-            (folder / "joint").mkdir(parents=True, exist_ok=True)
             record.save(folder / "joint" / "training.json")
             first.requires_grad_(False)
             second.requires_grad_(False)
