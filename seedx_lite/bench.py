@@ -179,7 +179,10 @@ def measure_training(preset_name: str, overrides: list[str], name: str, steps: i
 def _steps(name: str, steps: int) -> list[str]:
     """Overrides that leave `steps` steps to the training `name`, and no second phase to anything."""
     of = {"unet": "sdxl"}.get(name, name)
-    return [f"training.{of}.steps={steps}", "training.vit_dense=null", "training.sdxl_words=null"]
+    return [
+        f"training.{of}.steps={steps}",
+        *(f"training.{one}=null" for one in ("vit_dense", "sdxl_words", "llama_answers")),
+    ]
 
 
 def _train_once(preset: Preset, name: str, folder: Path) -> dict[str, Any]:

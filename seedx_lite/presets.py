@@ -240,6 +240,7 @@ class TrainingConfigs:
     reader: TrainConfig
     reader_2: TrainConfig
     llama: TrainConfig | None = None
+    llama_answers: TrainConfig | None = None  # goes on where `llama` ended, with a lesson on answering
     mllm: TrainConfig | None = None
     sft_chat: TrainConfig | None = None
     sft_edit: TrainConfig | None = None
@@ -316,11 +317,10 @@ class Preset:
             _require(value is not None, f"preset {self.name} has no `{key}`; give its entries")
         grid, n = math.isqrt(self.n_embeddings), self.n_embeddings
         _require(grid**2 == n, f"n_embeddings={n}: the language model draws a square number, like 64 or 256")
-        inner, outer, heads = self.llm.hidden_size, self.vit.output_dim, self.mllm.heads
+        inner, outer, heads = self.llm.hidden_size, self.vit.output_dim, {"num_heads": self.mllm.heads}
         into = {"grid_size": math.isqrt(self.mllm.input_tokens), "embed_dim": inner, "kv_dim": outer}
         out = {"grid_size": grid, "embed_dim": outer, "kv_dim": inner}
-        resamplers = {"input_resampler": into | {"num_heads": heads}, "output_resampler": out | {"num_heads": heads}}
-        return {"llm": asdict(self.llm), **resamplers}
+        return {"llm": asdict(self.llm), "input_resampler": into | heads, "output_resampler": out | heads}
 
     @property
     def lora_kwargs(self) -> dict[str, Any]:

@@ -1,20 +1,23 @@
 """What the language model is pre-trained on: texts about scenes, without pictures."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from seedx_lite.world.edits import sample_edit
-from seedx_lite.world.language import DETAILS, caption, full_caption, grounded_description
-from seedx_lite.world.questions import questions
+from seedx_lite.world.language import DETAILS, caption, detections, full_caption, grounded_description
+from seedx_lite.world.questions import Question, questions
 from seedx_lite.world.scene import Scene, sample_scene
 from .prompts import INSTRUCTION, READING
 from .tokenizer import check_words
 
 SHARES = {"full": 0.25, "partial": 0.1, "one_thing": 0.05, "grounded": 0.15, "questions": 0.25, "edit": 0.2}
 MOST_QUESTIONS = 4  # after one description
+LESSON = {"questions": 8, "boxes": 0.25}  # of the second phase: questions after a caption; share of lessons on boxes
+Piece = tuple[str, bool]  # of a text, and whether it is an answer
 
 
 def document(form: str, index: int, split: str, rng: np.random.Generator) -> str:
@@ -34,10 +37,42 @@ def scene_document(form: str, scene: Scene, rng: np.random.Generator) -> str:
         return grounded_description(scene, rng)
     if form != "questions":
         raise ValueError(f"document: form is one of {', '.join(SHARES)}, got {form!r}")
-    asked = questions(scene)
-    chosen = rng.permutation(len(asked))[: int(rng.integers(1, MOST_QUESTIONS + 1))]
-    turns = [f"{READING.format(question=asked[i].text)} {asked[i].answer}" for i in chosen]
-    return "\n".join([full_caption(scene, rng), *turns])
+    everything = questions(scene)
+    chosen = rng.permutation(len(everything))[: int(rng.integers(1, MOST_QUESTIONS + 1))]
+    return full_caption(scene, rng) + "".join("".join(asked(everything[i])) for i in chosen)
+
+
+def lesson(index: int, split: str, rng: np.random.Generator) -> list[Piece]:
+    """A text about scene `index` of a split that has to be read again: a caption, and many questions with their
+    answers; or a description with boxes, and boxes that are asked for."""
+    scene = sample_scene(index, split)
+    if rng.random() < LESSON["boxes"]:
+        told, turns = grounded_description(scene, rng), [(f"\n{ask}", box) for ask, box in detections(scene, rng)]
+    else:
+        told, turns = full_caption(scene, rng), [asked(question) for question in questions(scene)]
+    pieces = [(told, False)]
+    for i in rng.permutation(len(turns))[: LESSON["questions"]]:
+        question, answer = turns[i]
+        pieces += [(question, False), (answer, True)]
+    return pieces
+
+
+def asked(question: Question) -> tuple[str, str]:
+    """A question as it goes on after a text, and its answer."""
+    return f"\n{READING.format(question=question.text)}", f" {question.answer}"
+
+
+def encode_lessons(tokenizer, lessons: Sequence[Sequence[Piece]]) -> tuple[Tensor, Tensor]:
+    """Token ids [B, L], as of `encode_documents`, and bool [B, L]: where answers stand."""
+    rows, marks = [], []
+    for pieces in lessons:
+        parts = [tokenizer(text, add_special_tokens=False).input_ids for text, _ in pieces]
+        answers = [[answer] * len(part) for part, (_, answer) in zip(parts, pieces, strict=True)]
+        rows.append([tokenizer.bos_token_id, *chain(*parts), tokenizer.eos_token_id])
+        marks.append([False, *chain(*answers), False])
+    longest = max(map(len, rows))
+    padded = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
+    return torch.tensor(padded), torch.tensor([row + [False] * (longest - len(row)) for row in marks])
 
 
 def pack_documents(tokenizer, texts: Iterator[str], rows: int, length: int) -> Tensor:

@@ -19,10 +19,11 @@ import torch
 from tqdm.auto import tqdm
 
 from seedx_lite.artifacts import read_manifest
-from seedx_lite.data.documents import SHARES, encode_documents, scene_document
+from seedx_lite.data.documents import SHARES, asked, encode_documents, encode_lessons, scene_document
 from seedx_lite.models.text import token_losses
 from seedx_lite.world.language import LOCATION_TOKENS, Choices
 from seedx_lite.world.scene import COLOURS, GROUNDS, KINDS, SKIES, Scene, place_things, sample_scene
+from .mllm import Told, one_of_each, shares_by_topic
 from .records import save_record
 from .statistics import interval
 
@@ -134,6 +135,23 @@ def perplexity_after(model, tokenizer, before: int, count: int = 64) -> float:
     return torch.cat(losses).double().mean().exp().item()
 
 
+@torch.no_grad()
+def right_answers(model, tokenizer, count: int = SCENES, batch: int = 64) -> Told:
+    """Shares of right answers, by topic and in `all`, to one question of each topic after a full caption of each of the
+    first `count` scenes of the test split: can it answer what it has just read? An answer is right if each of its
+    tokens is the likeliest."""
+    wanted, said = [sample_scene(index, "test") for index in range(count)], []
+    chosen = one_of_each(wanted)
+    for start in range(0, len(chosen), batch):
+        some = chosen[start : start + batch]
+        turns = [(scene_document("full", wanted[place], Choices(place)), *asked(one)) for one, place in some]
+        ids, marks = encode_lessons(tokenizer, [list(zip(turn, (False, False, True), strict=True)) for turn in turns])
+        likeliest = model(input_ids=ids).logits[:, :-1].argmax(-1)
+        right = ((likeliest == ids[:, 1:]) | ~marks[:, 1:]).all(1).tolist()
+        said += [one.answer if so else "" for (one, _), so in zip(some, right, strict=True)]
+    return shares_by_topic(chosen, said)
+
+
 def llama_report(folder: str | Path, count: int = SCENES, hits: int = HITS) -> dict[str, Any]:
     """The numbers of the language model on held-out texts, and their `tolerance`: three times the change of any when
     64 texts of each form are read again in float64, and at least .001."""
@@ -148,6 +166,7 @@ def llama_report(folder: str | Path, count: int = SCENES, hits: int = HITS) -> d
         "scenes": count,
         "hits": hits,
         **{form: perplexity_ratio(model, tokenizer, form, count, hits) for form in ("full", "grounded")},
+        "answers": right_answers(model, tokenizer, count),
         "after": {str(before): perplexity_after(model, tokenizer, before) for before in BEFORE},
         "tolerance": max(0.001, 3 * _change_in_float64(model, tokenizer)),
     }

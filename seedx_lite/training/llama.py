@@ -1,7 +1,8 @@
 """Pre-training of the language model on the world's language (in the paper: LLaMA2-chat-13B, downloaded).
 
 It learns what can be said of scenes, how questions are answered from a description, and what an edit changes: all in
-words, no picture. SEED-X then teaches it to see.
+words, no picture. Few of these tokens are answers, and alone they are hardly learned: so a second phase asks many
+questions about each text, and counts the answers apart. SEED-X then teaches it to see.
 """
 
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from seedx_lite.artifacts import ensure
 from seedx_lite.data.corpora import pick
-from seedx_lite.data.documents import MOST_QUESTIONS, SHARES, document, pack_documents
+from seedx_lite.data.documents import LESSON, MOST_QUESTIONS, SHARES, document, encode_lessons, lesson, pack_documents
 from seedx_lite.data.tokenizer import llm_tokenizer
 from seedx_lite.models.text import token_losses
 from seedx_lite.presets import Preset
@@ -22,6 +23,7 @@ from seedx_lite.world.scene import SEED_RANGES
 from .loop import train
 
 PACKED = 512  # tokens of a sample, several documents: what the multimodal model will read is as long
+LESSONS = 2  # in the second phase for each of these samples, of which only a quarter stay
 
 
 def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
@@ -32,7 +34,7 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
     for key, value in (("llm", preset.llm), ("training.llama", preset.training.llama)):
         if value is None:
             raise ValueError(f"preset {preset.name} has no `{key}`; give its entries")
-    tokenizer, config = llm_tokenizer(), preset.training.llama
+    tokenizer, config, answers = llm_tokenizer(), preset.training.llama, preset.training.llama_answers
     if preset.llm.vocab_size != len(tokenizer):
         raise ValueError(f"llm.vocab_size={preset.llm.vocab_size}: expected {len(tokenizer)}, as many as the tokenizer")
 
@@ -55,12 +57,30 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
             loss = losses[told].mean()
             return loss, {"perplexity": loss.detach().exp()}
 
+        def lessons_at(step: int, share: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+            packed = batch_at(step, max(1, share // 4), generator)
+            rng = np.random.default_rng(torch.randint(2**31, (), generator=generator).item())
+            lessons = [lesson(int(rng.integers(stop - start)), "train", rng) for _ in range(LESSONS * share)]
+            return packed, *encode_lessons(tokenizer, lessons)
+
+        def lesson_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> tuple:
+            packed, ids, marks = batch
+            loss, logs = loss_of(model, packed, generator)
+            answered = token_losses(model, ids, tokenizer.pad_token_id)[0][marks[:, 1:]].mean()
+            return loss + answered, logs | {"answers": answered.detach()}
+
         record = train(model, batch_at, loss_of, config, folder, seed=seed, title="language model")
+        if answers:
+            record.save(folder / "texts" / "training.json")
+            about = {"seed": seed + 1, "title": "language model, answers"}
+            record = train(model, lessons_at, lesson_loss, answers, folder / "answers", **about)
         model.to("cpu").save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         record.save(folder / "training.json")
 
     recipe = {"llm": asdict(preset.llm), "training": config.recipe, "shares": SHARES, "questions": MOST_QUESTIONS}
     recipe |= {"packed": PACKED}
+    if answers:
+        recipe |= {"training_answers": answers.recipe, "lesson": LESSON, "lessons": LESSONS}
     about = {"preset": preset.name, "seed": seed, "config": recipe, "retrain": retrain, "runs": runs}
     return ensure("llama", build, **about)

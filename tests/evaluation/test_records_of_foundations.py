@@ -21,6 +21,7 @@ from seedx_lite.training.llama import llama
 from seedx_lite.training.reader import reader, reader_2
 from seedx_lite.training.vit import vit
 from seedx_lite.world.language import canonical_caption
+from seedx_lite.world.questions import TOPICS
 
 SMOKE = load_preset("smoke")
 
@@ -103,6 +104,7 @@ def test_language_model_record(runs):
     record = language_model.llama_report(runs / "smoke" / "llama-seed0", count=14, hits=1)
     assert [*map(int, record["after"])] == list(language_model.BEFORE) and min(record["after"].values()) > 1
     assert record["full"]["ratio"] > 1 and record["full"]["low"] < record["full"]["ratio"] < record["full"]["high"]
+    assert set(record["answers"]) <= {"all", *TOPICS} and 0 <= record["answers"]["all"]["mean"] < 1
     assert 0.001 <= record["tolerance"] < 1
 
 

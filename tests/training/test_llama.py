@@ -1,26 +1,30 @@
 """The language model's texts and what their likelihood should be."""
 
+import json
 import math
 from collections import Counter
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from seedx_lite.data.documents import SHARES, document, encode_documents, pack_documents
+from seedx_lite.data.documents import SHARES, document, encode_documents, encode_lessons, lesson, pack_documents
 from seedx_lite.data.tokenizer import IMAGE_TOKENS, MARKS, llm_tokenizer
 from seedx_lite.evaluation.language_model import (
     _accepted,
     cross_entropies,
     log_probability_of_content,
     perplexity_ratio,
+    right_answers,
 )
 from seedx_lite.models.text import token_losses
 from seedx_lite.presets import load_preset
 from seedx_lite.training.llama import llama
 from seedx_lite.world.language import LOCATION_TOKENS, Choices, full_caption, grounded_description
+from seedx_lite.world.questions import questions
 from seedx_lite.world.scene import Scene, Thing, sample_scene
 
 
@@ -70,6 +74,43 @@ def test_documents_are_packed(tokenizer):
     assert rows.shape == (3, 50) and not (rows == tokenizer.pad_token_id).any()
     stream = [token for text in texts for token in encode_documents(tokenizer, [text])[0].tolist()]
     assert rows.flatten().tolist() == stream[:150] and stream.count(tokenizer.bos_token_id) == 40
+
+
+def test_answers_of_lessons_are_marked(tokenizer):
+    """Bugs: a mark beside its answer, or on padding; a lesson in other words than the documents'."""
+    rng = np.random.default_rng(0)
+    lessons = [lesson(index, "train", rng) for index in range(40)]
+    ids, marks = encode_lessons(tokenizer, lessons)
+    assert ids.shape == marks.shape and not (ids == tokenizer.unk_token_id).any()
+    for row, mark, pieces in zip(ids, marks, lessons, strict=True):
+        whole = encode_documents(tokenizer, ["".join(text for text, _ in pieces)])[0]
+        assert torch.equal(row[: len(whole)], whole) and (row[len(whole) :] == tokenizer.pad_token_id).all()
+        told = "".join(text for text, answer in pieces if answer)
+        assert row[mark].tolist() == tokenizer(told, add_special_tokens=False).input_ids
+    asked = [sum(answer for _, answer in pieces) for pieces in lessons]
+    assert max(asked) == 8 and min(asked) >= 1
+
+
+def test_right_answers_are_counted(tokenizer):
+    """Bugs: an answer that is looked up one token too late; one that is right by its first token alone."""
+    known = {index: {one.text: one.answer for one in questions(sample_scene(index, "test"))} for index in range(3)}
+
+    class Knows(torch.nn.Module):
+        """Copies the next token, but for one topic."""
+
+        def __init__(self, wrong: str):
+            super().__init__()
+            self.wrong = tokenizer.convert_tokens_to_ids(wrong)
+
+        def forward(self, input_ids):
+            told = input_ids.roll(-1, 1).masked_fill(input_ids.roll(-1, 1) == self.wrong, tokenizer.unk_token_id)
+            return SimpleNamespace(logits=torch.nn.functional.one_hot(told, len(tokenizer)).float())
+
+    assert {one["mean"] for one in right_answers(Knows("<unk>"), tokenizer, 3).values()} == {1}
+    sky = next(iter(known[0].values()))
+    told = right_answers(Knows(sky), tokenizer, 3)
+    same = [answers["what time is it?"] == sky for answers in known.values()]
+    assert told["sky"]["mean"] == pytest.approx(1 - np.mean(same)) and told["ground"]["mean"] == 1
 
 
 def test_padding_counts_for_nothing(tokenizer):
@@ -156,6 +197,8 @@ def test_smoke_model_opens_with_plain_transformers(tmp_path):
     model, tokenizer = LlamaForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer) and not model.config.tie_word_embeddings
     assert (model.config.bos_token_id, model.config.eos_token_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    phases = [json.loads((folder / file).read_text()) for file in ("texts/training.json", "training.json")]
+    assert ["answers" in phase["history"][-1] for phase in phases] == [False, True]
 
 
 def test_another_vocabulary_is_refused(tmp_path):
