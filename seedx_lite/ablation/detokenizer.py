@@ -54,9 +54,9 @@ class Cells(Grid):
     needed = ("cell", "cell_edits", "detokenizer_edits")
     stages: ClassVar = {"vit": vit, "sdxl": sdxl, "reader": reader}
 
-    def new_examiner(self, counts: Mapping[str, int] | None) -> Examiner:
-        self.drawing = load_pipeline(self.folders["sdxl"])
-        return Examiner(self.preset, self.drawing.vae, SceneReader.from_pretrained(self.folders["reader"]), counts)
+    def open(self, counts: Mapping[str, int] | None) -> None:
+        self.drawing, judge = load_pipeline(self.folders["sdxl"]), SceneReader.from_pretrained(self.folders["reader"])
+        self.examiner = Examiner(self.preset, self.drawing.vae, judge, counts)
 
     def variant(self, name: str) -> Variant:
         return MAINS[name][0] if name in MAINS else super().variant(name)

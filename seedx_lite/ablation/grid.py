@@ -71,12 +71,12 @@ class Grid:
         if lacking := [f"`training.{name}`" for name in self.needed if getattr(self.preset.training, name) is None]:
             raise ValueError(f"preset {self.preset.name} lacks {', '.join(lacking)}; give their entries")
         self.folders = {name: stage(self.preset, runs=self.runs) for name, stage in self.stages.items()}
-        self.examiner = self.new_examiner(counts)
+        self.open(counts)
 
     # What a subclass says
 
-    def new_examiner(self, counts: Mapping[str, int] | None) -> Any:
-        """What measures cells."""
+    def open(self, counts: Mapping[str, int] | None) -> None:
+        """Sets `examiner`, which measures cells, and what else they share beside the foundations."""
         raise NotImplementedError
 
     def variant(self, name: str) -> Any:

@@ -62,14 +62,14 @@ class Cells(Grid):
         "detokenizer-unpooled": detokenizer.stage1_unpooled,
     }
 
-    def new_examiner(self, counts: Mapping[str, int] | None) -> DrawingExaminer:
+    def open(self, counts: Mapping[str, int] | None) -> None:
         self.adapters = {
             self.preset.n_embeddings: "detokenizer-stage1",
             self.preset.vit.n_queries: "detokenizer-unpooled",
         }
         decoders = {n: self.pipeline(self.folders[name]) for n, name in self.adapters.items()}
         judge = SceneReader.from_pretrained(self.folders["reader"])
-        return DrawingExaminer(self.preset, decoders, judge, counts)
+        self.examiner = DrawingExaminer(self.preset, decoders, judge, counts)
 
     def config(self, name: str) -> TrainConfig:
         training = self.preset.training

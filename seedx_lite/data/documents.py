@@ -16,7 +16,7 @@ from .tokenizer import check_words
 
 SHARES = {"full": 0.25, "partial": 0.1, "one_thing": 0.05, "grounded": 0.15, "questions": 0.25, "edit": 0.2}
 MOST_QUESTIONS = 4  # after one description
-LESSON = {"questions": 8, "boxes": 0.25}  # of the second phase: questions after a caption; share of lessons on boxes
+LESSON = {"questions": 8, "boxes": 0.25}  # most questions after one text; share of lessons that ask for boxes
 Piece = tuple[str, bool]  # of a text, and whether it is an answer
 
 
@@ -43,8 +43,8 @@ def scene_document(form: str, scene: Scene, rng: np.random.Generator) -> str:
 
 
 def lesson(index: int, split: str, rng: np.random.Generator) -> list[Piece]:
-    """A text about scene `index` of a split that has to be read again: a caption, and many questions with their
-    answers; or a description with boxes, and boxes that are asked for."""
+    """A text about scene `index` of a split, and questions whose answers it holds, each with its answer: a caption, or
+    a description with boxes, and boxes that are asked for."""
     scene = sample_scene(index, split)
     if rng.random() < LESSON["boxes"]:
         told, turns = grounded_description(scene, rng), [(f"\n{ask}", box) for ask, box in detections(scene, rng)]
@@ -63,16 +63,15 @@ def asked(question: Question) -> tuple[str, str]:
 
 
 def encode_lessons(tokenizer, lessons: Sequence[Sequence[Piece]]) -> tuple[Tensor, Tensor]:
-    """Token ids [B, L], as of `encode_documents`, and bool [B, L]: where answers stand."""
-    rows, marks = [], []
+    """Token ids [B, L] as of `encode_documents`, and bool [B, L]: where answers stand. Raises ValueError for unknown
+    words."""
+    texts, marks = ["".join(text for text, _ in pieces) for pieces in lessons], []
+    ids = encode_documents(tokenizer, texts)
     for pieces in lessons:
-        parts = [tokenizer(text, add_special_tokens=False).input_ids for text, _ in pieces]
-        answers = [[answer] * len(part) for part, (_, answer) in zip(parts, pieces, strict=True)]
-        rows.append([tokenizer.bos_token_id, *chain(*parts), tokenizer.eos_token_id])
-        marks.append([False, *chain(*answers), False])
-    longest = max(map(len, rows))
-    padded = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
-    return torch.tensor(padded), torch.tensor([row + [False] * (longest - len(row)) for row in marks])
+        parts = [[answer] * len(tokenizer(text, add_special_tokens=False).input_ids) for text, answer in pieces]
+        row = [False, *chain(*parts)]  # after `<s>`
+        marks.append(row + [False] * (ids.shape[1] - len(row)))
+    return ids, torch.tensor(marks)
 
 
 def pack_documents(tokenizer, texts: Iterator[str], rows: int, length: int) -> Tensor:

@@ -13,7 +13,8 @@ from seedx_lite.data.drawn import scenes
 from seedx_lite.pipelines.assistant import SeedX
 from seedx_lite.world.draw import render
 from seedx_lite.world.scene import Scene
-from .mllm import Told, measure_detection, one_of_each, shares_by_topic
+from .answers import Told, one_of_each, shares_by_topic
+from .mllm import measure_detection
 
 COUNT, SHARE = 128, 4  # scenes of each grid: the fullest of so many times more
 SMALL = ("count", "presence", "colour", "place")  # topics that small things make hard

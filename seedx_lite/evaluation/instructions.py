@@ -23,12 +23,13 @@ from seedx_lite.world.draw import render
 from seedx_lite.world.edits import Edit, sample_chain
 from seedx_lite.world.language import canonical_caption
 from seedx_lite.world.scene import COLOURS, KINDS, Scene
+from .answers import Told, one_of_each
 from .any_resolution import COUNT as GRID_SCENES
 from .any_resolution import measure_grids, trained_grids
 from .detokenizer import tolerance_of
 from .editing import edit_ceiling, edited, held_edits, judge_edits
 from .images import box_iou
-from .mllm import FIRST, SCENES, Told, about, measure_detection, measure_questions, one_of_each
+from .mllm import FIRST, SCENES, about, measure_detection, measure_questions
 from .reconstruction import Target, judge, reconstruct
 from .records import on_threads, save_record
 from .scene_reader import compare_all, read_scenes, summarise

@@ -23,12 +23,13 @@ from seedx_lite.data.documents import SHARES, asked, encode_documents, encode_le
 from seedx_lite.models.text import token_losses
 from seedx_lite.world.language import LOCATION_TOKENS, Choices
 from seedx_lite.world.scene import COLOURS, GROUNDS, KINDS, SKIES, Scene, place_things, sample_scene
-from .mllm import Told, one_of_each, shares_by_topic
+from .answers import Told, frequent_answers, one_of_each, shares_by_topic
 from .records import save_record
 from .statistics import interval
 
 SCENES, HITS = 512, 4  # of the record, and how often such a geometry has to come up for each of them
 MOST_DRAWS = 1_000_000
+FREQUENT = 1000  # training scenes from which the most frequent answers are taken
 FIRST = 12  # texts whose perplexity is stored apart, to be checked again
 BEFORE = (0, 128, 448)  # tokens before a text, at which its perplexity is stored
 PLAIN = {"sky": "day", "ground": "grass"}  # neither changes what fits where
@@ -136,25 +137,31 @@ def perplexity_after(model, tokenizer, before: int, count: int = 64) -> float:
 
 
 @torch.no_grad()
-def right_answers(model, tokenizer, count: int = SCENES, batch: int = 64) -> Told:
-    """Shares of right answers, by topic and in `all`, to one question of each topic after a full caption of each of the
-    first `count` scenes of the test split: can it answer what it has just read? An answer is right if each of its
-    tokens is the likeliest."""
+def right_answers(model, tokenizer, count: int = SCENES, batch: int = 64) -> dict[str, Told]:
+    """Shares of right answers, by topic and in `all`, to one question of each topic about each of the first `count`
+    scenes of the test split: of the `model`, which has just read a full caption of the scene, and of the most
+    `frequent` answer to the topic in training. An answer is right if each of its tokens is the likeliest, and then its
+    end."""
     wanted, said = [sample_scene(index, "test") for index in range(count)], []
-    chosen = one_of_each(wanted)
+    chosen, newline = one_of_each(wanted), tokenizer("\n", add_special_tokens=False).input_ids[0]
     for start in range(0, len(chosen), batch):
         some = chosen[start : start + batch]
         turns = [(scene_document("full", wanted[place], Choices(place)), *asked(one)) for one, place in some]
         ids, marks = encode_lessons(tokenizer, [list(zip(turn, (False, False, True), strict=True)) for turn in turns])
+        ends = marks.roll(1, 1) & ~marks  # each row has one answer, and then `</s>`
         likeliest = model(input_ids=ids).logits[:, :-1].argmax(-1)
-        right = ((likeliest == ids[:, 1:]) | ~marks[:, 1:]).all(1).tolist()
+        hit = (likeliest == ids[:, 1:]) | (ends[:, 1:] & (likeliest == newline))
+        right = (hit | ~(marks | ends)[:, 1:]).all(1).tolist()
         said += [one.answer if so else "" for (one, _), so in zip(some, right, strict=True)]
-    return shares_by_topic(chosen, said)
+    usual = frequent_answers(sample_scene(index, "train") for index in range(FREQUENT))
+    given = {"model": said, "frequent": [usual[one.topic] for one, _ in chosen]}
+    told = {name: shares_by_topic(chosen, answers) for name, answers in given.items()}
+    return {topic: {name: told[name][topic] for name in told} for topic in told["model"]}
 
 
 def llama_report(folder: str | Path, count: int = SCENES, hits: int = HITS) -> dict[str, Any]:
-    """The numbers of the language model on held-out texts, and their `tolerance`: three times the change of any when
-    64 texts of each form are read again in float64, and at least .001."""
+    """The numbers of the language model on held-out texts, and the `tolerance` of its perplexities: three times the
+    change of any when 64 texts of each form are read again in float64, and at least .001."""
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

@@ -22,8 +22,8 @@ from seedx_lite.pipelines.assistant import SeedX
 from seedx_lite.presets import Preset
 from seedx_lite.world.captions import read_caption
 from seedx_lite.world.language import BOX_START, canonical_caption, detections, tokens_to_box
-from seedx_lite.world.questions import TOPICS, Question, questions
 from seedx_lite.world.scene import Scene
+from .answers import Told, frequent_answers, one_of_each, shares_by_topic
 from .drawing import SETS, DrawingExaminer
 from .images import box_iou
 from .records import on_threads, save_record
@@ -33,7 +33,6 @@ from .variants import GUIDANCE, STEPS
 RECORD = "mllm_main"
 SCENES, FREQUENT = 512, 1000  # of each split; and training scenes from which the most frequent answers are taken
 FIRST = 16  # scenes that are read and imagined again to check a record
-Told = dict[str, dict[str, float]]
 
 
 def evaluate(
@@ -97,37 +96,15 @@ def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Ima
     `frequent` answer to the topic in training. What reading is worth is the distance to the best of these three."""
     asked = one_of_each(wanted)
     texts, pictures = [question.text for question, _ in asked], [shown[place] for _, place in asked]
-    usual: dict[str, Counter[str]] = {topic: Counter() for topic in TOPICS}
-    for scene in scenes("train", FREQUENT, "narrow", (wanted[0].width, wanted[0].height)):
-        for question in questions(scene):
-            usual[question.topic][question.answer] += 1
+    usual = frequent_answers(scenes("train", FREQUENT, "narrow", (wanted[0].width, wanted[0].height)))
     answers = {
         "model": seedx.ask(pictures, texts),
         "blind": seedx.ask(pictures, texts, blind=True),
         "other": seedx.ask([shown[(place + 1) % len(shown)] for _, place in asked], texts),
-        "frequent": [usual[question.topic].most_common(1)[0][0] for question, _ in asked],
+        "frequent": [usual.get(question.topic, "") for question, _ in asked],
     }
     told = {name: shares_by_topic(asked, given) for name, given in answers.items()}
     return {topic: {name: told[name][topic] for name in told} for topic in told["model"]}
-
-
-def shares_by_topic(asked: Sequence[tuple[Question, int]], answers: Sequence[str]) -> Told:
-    """Shares of right answers in `all`, and by topic. asked: as of `one_of_each`."""
-    rows: dict[str, list[tuple[bool, int]]] = {}
-    for (question, _), answer in zip(asked, answers, strict=True):
-        for topic in ("all", question.topic):
-            rows.setdefault(topic, []).append((answer == question.answer, 1))
-    return {topic: bootstrap(rows[topic]) for topic in ("all", *TOPICS) if topic in rows}
-
-
-def one_of_each(wanted: Sequence[Scene], topics: Sequence[str] = TOPICS) -> list[tuple[Question, int]]:
-    """A question of each topic that a scene has one of, with the place of the scene; always the same."""
-    rng, asked = np.random.default_rng(0), []
-    for place, scene in enumerate(wanted):
-        everything = questions(scene)
-        chosen = {everything[i].topic: everything[i] for i in rng.permutation(len(everything))}
-        asked += [(question, place) for topic, question in chosen.items() if topic in topics]
-    return asked
 
 
 def measure_detection(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> Told:

@@ -1,8 +1,8 @@
 """Pre-training of the language model on the world's language (in the paper: LLaMA2-chat-13B, downloaded).
 
 It learns what can be said of scenes, how questions are answered from a description, and what an edit changes: all in
-words, no picture. Few of these tokens are answers, and alone they are hardly learned: so a second phase asks many
-questions about each text, and counts the answers apart. SEED-X then teaches it to see.
+words, no picture. Few of these tokens belong to answers. Where a preset has `training.llama_answers`, a second phase
+asks many questions about each text, and adds the loss of the answers alone. SEED-X then teaches it to see.
 """
 
 from dataclasses import asdict
@@ -23,7 +23,7 @@ from seedx_lite.world.scene import SEED_RANGES
 from .loop import train
 
 PACKED = 512  # tokens of a sample, several documents: what the multimodal model will read is as long
-LESSONS = 2  # in the second phase for each of these samples, of which only a quarter stay
+BESIDE = 8  # lessons beside each of these samples, in the second phase
 
 
 def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path = "runs") -> Path:
@@ -34,7 +34,7 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
     for key, value in (("llm", preset.llm), ("training.llama", preset.training.llama)):
         if value is None:
             raise ValueError(f"preset {preset.name} has no `{key}`; give its entries")
-    tokenizer, config, answers = llm_tokenizer(), preset.training.llama, preset.training.llama_answers
+    tokenizer, config, second = llm_tokenizer(), preset.training.llama, preset.training.llama_answers
     if preset.llm.vocab_size != len(tokenizer):
         raise ValueError(f"llm.vocab_size={preset.llm.vocab_size}: expected {len(tokenizer)}, as many as the tokenizer")
 
@@ -58,29 +58,34 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
             return loss, {"perplexity": loss.detach().exp()}
 
         def lessons_at(step: int, share: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-            packed = batch_at(step, max(1, share // 4), generator)
+            packed = batch_at(step, share, generator)
             rng = np.random.default_rng(torch.randint(2**31, (), generator=generator).item())
-            lessons = [lesson(int(rng.integers(stop - start)), "train", rng) for _ in range(LESSONS * share)]
+            lessons = [lesson(int(rng.integers(stop - start)), "train", rng) for _ in range(BESIDE * share)]
             return packed, *encode_lessons(tokenizer, lessons)
 
         def lesson_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> tuple:
-            packed, ids, marks = batch
+            packed, *lessons = batch
             loss, logs = loss_of(model, packed, generator)
-            answered = token_losses(model, ids, tokenizer.pad_token_id)[0][marks[:, 1:]].mean()
-            return loss + answered, logs | {"answers": answered.detach()}
+            answers = answer_loss(model, *lessons, tokenizer.pad_token_id)
+            return loss + answers, logs | {"answers": answers.detach()}
 
         record = train(model, batch_at, loss_of, config, folder, seed=seed, title="language model")
-        if answers:
+        if second:
             record.save(folder / "texts" / "training.json")
             about = {"seed": seed + 1, "title": "language model, answers"}
-            record = train(model, lessons_at, lesson_loss, answers, folder / "answers", **about)
+            record = train(model, lessons_at, lesson_loss, second, folder / "answers", **about)
         model.to("cpu").save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         record.save(folder / "training.json")
 
     recipe = {"llm": asdict(preset.llm), "training": config.recipe, "shares": SHARES, "questions": MOST_QUESTIONS}
     recipe |= {"packed": PACKED}
-    if answers:
-        recipe |= {"training_answers": answers.recipe, "lesson": LESSON, "lessons": LESSONS}
+    if second:
+        recipe |= {"training_answers": second.recipe, "lesson": LESSON, "beside": BESIDE}
     about = {"preset": preset.name, "seed": seed, "config": recipe, "retrain": retrain, "runs": runs}
     return ensure("llama", build, **about)
+
+
+def answer_loss(model: nn.Module, ids: Tensor, marks: Tensor, pad: int) -> Tensor:
+    """The mean cross-entropy of the tokens that are marked; ids and marks [B, L] as of `encode_lessons`."""
+    return token_losses(model, ids, pad)[0][marks[:, 1:]].mean()

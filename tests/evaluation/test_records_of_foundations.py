@@ -104,7 +104,8 @@ def test_language_model_record(runs):
     record = language_model.llama_report(runs / "smoke" / "llama-seed0", count=14, hits=1)
     assert [*map(int, record["after"])] == list(language_model.BEFORE) and min(record["after"].values()) > 1
     assert record["full"]["ratio"] > 1 and record["full"]["low"] < record["full"]["ratio"] < record["full"]["high"]
-    assert set(record["answers"]) <= {"all", *TOPICS} and 0 <= record["answers"]["all"]["mean"] < 1
+    assert set(record["answers"]) <= {"all", *TOPICS}
+    assert record["answers"]["all"]["model"]["mean"] < record["answers"]["all"]["frequent"]["mean"]  # hardly trained
     assert 0.001 <= record["tolerance"] < 1
 
 

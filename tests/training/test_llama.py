@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from seedx_lite.data.documents import SHARES, document, encode_documents, encode_lessons, lesson, pack_documents
+from seedx_lite.data.documents import LESSON, SHARES, document, encode_documents, encode_lessons, lesson, pack_documents
 from seedx_lite.data.tokenizer import IMAGE_TOKENS, MARKS, llm_tokenizer
 from seedx_lite.evaluation.language_model import (
     _accepted,
@@ -22,9 +22,8 @@ from seedx_lite.evaluation.language_model import (
 )
 from seedx_lite.models.text import token_losses
 from seedx_lite.presets import load_preset
-from seedx_lite.training.llama import llama
+from seedx_lite.training.llama import answer_loss, llama
 from seedx_lite.world.language import LOCATION_TOKENS, Choices, full_caption, grounded_description
-from seedx_lite.world.questions import questions
 from seedx_lite.world.scene import Scene, Thing, sample_scene
 
 
@@ -65,6 +64,8 @@ def test_every_text_is_known_and_comes_back(tokenizer, form):
 def test_unknown_words_are_told(tokenizer):
     with pytest.raises(ValueError, match="'a quokka': unknown words quokka"):
         encode_documents(tokenizer, ["a red cat", "a quokka"])
+    with pytest.raises(ValueError, match="unknown words quokka"):
+        encode_lessons(tokenizer, [[("a red cat", False), (" a quokka", True)]])
 
 
 def test_documents_are_packed(tokenizer):
@@ -77,7 +78,7 @@ def test_documents_are_packed(tokenizer):
 
 
 def test_answers_of_lessons_are_marked(tokenizer):
-    """Bugs: a mark beside its answer, or on padding; a lesson in other words than the documents'."""
+    """Bugs: a mark beside its answer, or on padding; unknown words."""
     rng = np.random.default_rng(0)
     lessons = [lesson(index, "train", rng) for index in range(40)]
     ids, marks = encode_lessons(tokenizer, lessons)
@@ -88,29 +89,41 @@ def test_answers_of_lessons_are_marked(tokenizer):
         told = "".join(text for text, answer in pieces if answer)
         assert row[mark].tolist() == tokenizer(told, add_special_tokens=False).input_ids
     asked = [sum(answer for _, answer in pieces) for pieces in lessons]
-    assert max(asked) == 8 and min(asked) >= 1
+    assert max(asked) == LESSON["questions"] and min(asked) >= 1
+
+
+class Knows(torch.nn.Module):
+    """Is sure of the token that follows, but for the tokens `wrong`, and for those that `unsure` marks."""
+
+    def __init__(self, tokenizer, wrong: str = "", unsure=None):
+        super().__init__()
+        self.tokenizer, self.wrong, self.unsure = tokenizer, tokenizer.convert_tokens_to_ids(wrong.split()), unsure
+
+    def forward(self, input_ids, attention_mask=None):
+        told = input_ids.roll(-1, 1)
+        told = told.masked_fill(torch.isin(told, torch.tensor(self.wrong)), self.tokenizer.unk_token_id)
+        logits = 50.0 * torch.nn.functional.one_hot(told, len(self.tokenizer))
+        if self.unsure is not None:
+            logits = logits.masked_fill(self.unsure.roll(-1, 1)[..., None], 0.0)
+        return SimpleNamespace(logits=logits)
 
 
 def test_right_answers_are_counted(tokenizer):
-    """Bugs: an answer that is looked up one token too late; one that is right by its first token alone."""
-    known = {index: {one.text: one.answer for one in questions(sample_scene(index, "test"))} for index in range(3)}
+    """Bugs: an answer that is looked up one token too late; one that is right by its first token alone, or that goes
+    on after its end."""
+    told = right_answers(Knows(tokenizer), tokenizer, 3)
+    assert {one["model"]["mean"] for one in told.values()} == {1} and told["all"]["frequent"]["mean"] < 1
+    told = right_answers(Knows(tokenizer, "left right middle"), tokenizer, 3)  # the last words of places
+    assert told["place"]["model"]["mean"] == 0 and told["ground"]["model"]["mean"] == 1
+    assert right_answers(Knows(tokenizer, "</s>"), tokenizer, 3)["all"]["model"]["mean"] == 0
 
-    class Knows(torch.nn.Module):
-        """Copies the next token, but for one topic."""
 
-        def __init__(self, wrong: str):
-            super().__init__()
-            self.wrong = tokenizer.convert_tokens_to_ids(wrong)
-
-        def forward(self, input_ids):
-            told = input_ids.roll(-1, 1).masked_fill(input_ids.roll(-1, 1) == self.wrong, tokenizer.unk_token_id)
-            return SimpleNamespace(logits=torch.nn.functional.one_hot(told, len(tokenizer)).float())
-
-    assert {one["mean"] for one in right_answers(Knows("<unk>"), tokenizer, 3).values()} == {1}
-    sky = next(iter(known[0].values()))
-    told = right_answers(Knows(sky), tokenizer, 3)
-    same = [answers["what time is it?"] == sky for answers in known.values()]
-    assert told["sky"]["mean"] == pytest.approx(1 - np.mean(same)) and told["ground"]["mean"] == 1
+def test_the_loss_of_answers_is_that_of_the_marked_tokens(tokenizer):
+    """Bugs: marks one token beside the answers; all tokens counted."""
+    ids, marks = encode_lessons(tokenizer, [lesson(index, "train", np.random.default_rng(1)) for index in range(8)])
+    sure = answer_loss(Knows(tokenizer, unsure=~marks), ids, marks, tokenizer.pad_token_id)
+    unsure = answer_loss(Knows(tokenizer, unsure=marks), ids, marks, tokenizer.pad_token_id)
+    assert sure < 1e-6 and unsure == pytest.approx(math.log(len(tokenizer)))
 
 
 def test_padding_counts_for_nothing(tokenizer):
