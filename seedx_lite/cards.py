@@ -46,6 +46,12 @@ ABOUT = {
         'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
         "Kinds, colours and places come back; faces do not, and limbs are soft. See notebook 02.",
     ),
+    "detokenizer-unpooled": (
+        "De-tokenizer, stage 1, from all visual embeddings",
+        "As `detokenizer-stage1`, trained as long on the 256 embeddings before they are pooled to 64.",
+        'DetokenizerPipeline.from_artifacts(vit=…, sdxl=…, adapter="{folder}")  # seedx_lite.pipelines.detokenizer',
+        "A language model that draws 64 embeddings cannot use it. See notebook 03.",
+    ),
     "detokenizer-stage2": (
         "De-tokenizer, stage 2: with a condition image",
         "The whole U-Net, which also sees the latents of a condition image, and the resampler.",
@@ -78,10 +84,11 @@ ABOUT = {
 RECORDS = {  # stage: record and its entries that a card shows, with dots between keys
     "vit": ("vit", ("retrieval", "reading", "probe")),
     "sdxl": ("text_to_image", ("test", "composition")),
-    "llama": ("llama", ("full",)),
+    "llama": ("llama", ("full", "answers")),
     "reader": ("reader", ("reader",)),
     "reader_2": ("reader", ("reader_2",)),
     "detokenizer-stage1": ("detokenizer_stage1", ("summary", "read")),
+    "detokenizer-unpooled": ("detokenizer", ("cells.main_n256.0.sets",)),
     "detokenizer-stage2": ("detokenizer", ("cells.main_condition.0.sets",)),
     "mllm": ("mllm_main", ("captions", "detection", "drawing")),
     "sft-chat": ("sft_chat", ("followed", "detection", "drawing")),

@@ -14,7 +14,8 @@ MEMORY_GB = 4.0  # what training at lite needs, with a browser open beside it
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 PIN = re.compile(r"^([\w.-]+)==(\S+)", re.M)
 # What comes with the project
-STAGES = ("vit", "sdxl", "llama", "reader", "reader_2", "detokenizer-stage1", "detokenizer-stage2", "mllm")
+STAGES = ("vit", "sdxl", "llama", "reader", "reader_2", "mllm")
+STAGES += ("detokenizer-stage1", "detokenizer-unpooled", "detokenizer-stage2")
 MARKS = {"good": "✓", "note": "·", "bad": "✗"}
 
 
