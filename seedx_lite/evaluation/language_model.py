@@ -20,16 +20,16 @@ from tqdm.auto import tqdm
 
 from seedx_lite.artifacts import read_manifest
 from seedx_lite.data.documents import SHARES, asked, encode_documents, encode_lessons, scene_document
+from seedx_lite.data.drawn import scenes
 from seedx_lite.models.text import token_losses
 from seedx_lite.world.language import LOCATION_TOKENS, Choices
 from seedx_lite.world.scene import COLOURS, GROUNDS, KINDS, SKIES, Scene, place_things, sample_scene
-from .answers import Told, frequent_answers, one_of_each, shares_by_topic
+from .answers import Told, compare_answers, frequent_answers, one_of_each
 from .records import save_record
 from .statistics import interval
 
 SCENES, HITS = 512, 4  # of the record, and how often such a geometry has to come up for each of them
 MOST_DRAWS = 1_000_000
-FREQUENT = 1000  # training scenes from which the most frequent answers are taken
 FIRST = 12  # texts whose perplexity is stored apart, to be checked again
 BEFORE = (0, 128, 448)  # tokens before a text, at which its perplexity is stored
 PLAIN = {"sky": "day", "ground": "grass"}  # neither changes what fits where
@@ -142,7 +142,7 @@ def right_answers(model, tokenizer, count: int = SCENES, batch: int = 64) -> dic
     scenes of the test split: of the `model`, which has just read a full caption of the scene, and of the most
     `frequent` answer to the topic in training. An answer is right if each of its tokens is the likeliest, and then its
     end."""
-    wanted, said = [sample_scene(index, "test") for index in range(count)], []
+    wanted, said = scenes("test", count), []
     chosen, newline = one_of_each(wanted), tokenizer("\n", add_special_tokens=False).input_ids[0]
     for start in range(0, len(chosen), batch):
         some = chosen[start : start + batch]
@@ -153,10 +153,7 @@ def right_answers(model, tokenizer, count: int = SCENES, batch: int = 64) -> dic
         hit = (likeliest == ids[:, 1:]) | (ends[:, 1:] & (likeliest == newline))
         right = (hit | ~(marks | ends)[:, 1:]).all(1).tolist()
         said += [one.answer if so else "" for (one, _), so in zip(some, right, strict=True)]
-    usual = frequent_answers(sample_scene(index, "train") for index in range(FREQUENT))
-    given = {"model": said, "frequent": [usual[one.topic] for one, _ in chosen]}
-    told = {name: shares_by_topic(chosen, answers) for name, answers in given.items()}
-    return {topic: {name: told[name][topic] for name in told} for topic in told["model"]}
+    return compare_answers(chosen, {"model": said, "frequent": frequent_answers(chosen, (64, 64))})
 
 
 def llama_report(folder: str | Path, count: int = SCENES, hits: int = HITS) -> dict[str, Any]:

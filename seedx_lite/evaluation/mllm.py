@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from seedx_lite.artifacts import read_manifest
-from seedx_lite.data.drawn import scenes
 from seedx_lite.models.scene_reader import SceneReader
 from seedx_lite.models.vit import embed_pictures
 from seedx_lite.pipelines.assistant import SeedX
@@ -23,7 +22,7 @@ from seedx_lite.presets import Preset
 from seedx_lite.world.captions import read_caption
 from seedx_lite.world.language import BOX_START, canonical_caption, detections, tokens_to_box
 from seedx_lite.world.scene import Scene
-from .answers import Told, frequent_answers, one_of_each, shares_by_topic
+from .answers import Told, compare_answers, frequent_answers, one_of_each
 from .drawing import SETS, DrawingExaminer
 from .images import box_iou
 from .records import on_threads, save_record
@@ -31,7 +30,7 @@ from .statistics import bootstrap
 from .variants import GUIDANCE, STEPS
 
 RECORD = "mllm_main"
-SCENES, FREQUENT = 512, 1000  # of each split; and training scenes from which the most frequent answers are taken
+SCENES = 512  # of each split
 FIRST = 16  # scenes that are read and imagined again to check a record
 
 
@@ -96,15 +95,13 @@ def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Ima
     `frequent` answer to the topic in training. What reading is worth is the distance to the best of these three."""
     asked = one_of_each(wanted)
     texts, pictures = [question.text for question, _ in asked], [shown[place] for _, place in asked]
-    usual = frequent_answers(scenes("train", FREQUENT, "narrow", (wanted[0].width, wanted[0].height)))
     answers = {
         "model": seedx.ask(pictures, texts),
         "blind": seedx.ask(pictures, texts, blind=True),
         "other": seedx.ask([shown[(place + 1) % len(shown)] for _, place in asked], texts),
-        "frequent": [usual.get(question.topic, "") for question, _ in asked],
+        "frequent": frequent_answers(asked, (wanted[0].width, wanted[0].height)),
     }
-    told = {name: shares_by_topic(asked, given) for name, given in answers.items()}
-    return {topic: {name: told[name][topic] for name in told} for topic in told["model"]}
+    return compare_answers(asked, answers)
 
 
 def measure_detection(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> Told:

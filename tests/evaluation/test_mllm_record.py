@@ -9,6 +9,7 @@ import torch
 
 from seedx_lite.artifacts import read_manifest
 from seedx_lite.data.drawn import scenes
+from seedx_lite.evaluation import answers
 from seedx_lite.evaluation import mllm as record_of
 from seedx_lite.evaluation.drawing import judge_embeddings
 from seedx_lite.evaluation.mllm import judge_captions, measure_detection, measure_questions
@@ -103,7 +104,7 @@ def test_record(tmp_path, monkeypatch):
     folders = {"mllm": mllm(preset, runs=tmp_path), "adapter": stage1(preset, runs=tmp_path)}
     folders |= {name: tmp_path / "smoke" / f"{name}-seed0" for name in ("vit", "sdxl")}
     judge = reader(preset, runs=tmp_path)
-    monkeypatch.setattr(record_of, "FREQUENT", 20)
+    monkeypatch.setattr(answers, "FREQUENT", 20)
     record = json.loads(record_of.evaluate(preset, folders, judge, count=6, runs=tmp_path).read_text())
     assert record["artifacts"]["mllm"] == read_manifest(folders["mllm"])["id"] and len(record["artifacts"]) == 5
     for split in ("test", "composition"):

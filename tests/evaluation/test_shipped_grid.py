@@ -17,8 +17,8 @@ from seedx_lite.evaluation.statistics import agreement
 from seedx_lite.evaluation.variants import EDITING, FIRST
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 
-# Of the ceiling: scene F1, colour, pose. Of 126 people `main_n256` draws .82 [.75, .88] in their pose; .85 was aimed at
-FLOORS = {"main_n64": (0.90, 0.90, 0.75), "main_n256": (0.93, 0.93, 0.80)}
+FLOORS = {"main_n64": (0.90, 0.90, 0.75), "main_n256": (0.93, 0.93, 0.85)}  # of the ceiling: scene F1, colour, pose
+SHORT = pytest.mark.xfail(strict=True, reason="0.82 [0.75, 0.88] of 126 people")
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,18 @@ def test_cells_and_main_models_stand_on_the_committed_weights(record):
     assert set(MAINS) & set(record["cells"]) == set(STAGES) & set(record["artifacts"])
 
 
-def test_main_models_reach_their_floors(record):
+@pytest.mark.parametrize(
+    ("name", "metric", "floor"),
+    [
+        pytest.param(name, metric, floor, marks=SHORT if (name, metric) == ("main_n256", "pose") else ())
+        for name, floors in FLOORS.items()
+        for metric, floor in zip(("f1", "colour", "pose"), floors, strict=True)
+    ],
+)
+def test_main_models_reach_their_floors(record, name, metric, floor):
     """Bug: weights committed that do less than the book says."""
-    measured = FLOORS.keys() & record["cells"].keys()
-    assert "main_n64" in measured
-    for name in measured:
-        for metric, floor in zip(("f1", "colour", "pose"), FLOORS[name], strict=True):
-            reached, ceiling = (over_seeds(record, one, "test", metric)[0] for one in (name, "ceiling"))
-            assert reached >= floor * ceiling, (name, metric, reached / ceiling)
+    reached, ceiling = (over_seeds(record, one, "test", metric)[0] for one in (name, "ceiling"))
+    assert reached >= floor * ceiling, reached / ceiling
 
 
 def test_the_second_stage_reaches_its_floors(record):
