@@ -18,6 +18,8 @@ from seedx_lite.evaluation.variants import EDITING, FIRST
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 
 FLOORS = {"main_n64": (0.90, 0.90, 0.75), "main_n256": (0.93, 0.93, 0.85)}  # of the ceiling: scene F1, colour, pose
+# On four times as many people it is 0.83. Half as many training steps again, with the loss of the second stage, make it
+# 0.84, and 12 steps of sampling 0.85 (on as many validation scenes 0.84): none of them is surely beyond the floor.
 SHORT = pytest.mark.xfail(strict=True, reason="0.82 [0.75, 0.88] of 126 people")
 
 
