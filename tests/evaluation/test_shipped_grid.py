@@ -19,8 +19,8 @@ from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 
 FLOORS = {"main_n64": (0.90, 0.90, 0.75), "main_n256": (0.93, 0.93, 0.85)}  # of the ceiling: scene F1, colour, pose
 # On four times as many people it is 0.83. There half as many training steps again, with the loss of the second stage,
-# make it 0.84, and 12 steps of sampling 0.85; on as many validation scenes 12 steps make 0.84 of 0.83. Guidance 3, whose
-# scene F1 is the highest there, makes 0.84 of 0.82 on these: none of them is surely beyond the floor.
+# make it 0.84, and 12 steps of sampling 0.85; on as many validation scenes 12 steps make 0.84 of 0.83. Guidance 3, of
+# which scene F1 is the highest there, makes 0.84 of 0.82 on these: none of them is surely beyond the floor.
 SHORT = pytest.mark.xfail(strict=True, reason="0.82 [0.75, 0.88] of 126 people")
 
 
