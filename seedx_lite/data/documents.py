@@ -9,14 +9,15 @@ from torch import Tensor
 
 from seedx_lite.world.edits import sample_edit
 from seedx_lite.world.language import DETAILS, caption, detections, full_caption, grounded_description
-from seedx_lite.world.questions import Question, questions
+from seedx_lite.world.questions import Question, questions, varied
 from seedx_lite.world.scene import Scene, sample_scene
 from .prompts import INSTRUCTION, READING
 from .tokenizer import check_words
 
 SHARES = {"full": 0.25, "partial": 0.1, "one_thing": 0.05, "grounded": 0.15, "questions": 0.25, "edit": 0.2}
 MOST_QUESTIONS = 4  # after one description
-LESSON = {"questions": 8, "boxes": 0.25}  # most questions after one text; share of lessons that ask for boxes
+LESSON = {"questions": 8, "boxes": 0.25, "varied": 0.5}  # most questions after one text; share of lessons that ask for
+# boxes; share of the others whose questions are of different topics
 Piece = tuple[str, bool]  # of a text, and whether it is an answer
 
 
@@ -43,15 +44,19 @@ def scene_document(form: str, scene: Scene, rng: np.random.Generator) -> str:
 
 
 def lesson(index: int, split: str, rng: np.random.Generator) -> list[Piece]:
-    """A text about scene `index` of a split, and questions whose answers it holds, each with its answer: a caption, or
-    a description with boxes, and boxes that are asked for."""
-    scene = sample_scene(index, split)
+    """A text about scene `index` of a split, and questions about it, each with its answer: a caption, and questions,
+    of any topics or of different ones, for of all that can be asked most is about presence and number; or a description
+    with boxes, and boxes that are asked for."""
+    scene, most = sample_scene(index, split), LESSON["questions"]
     if rng.random() < LESSON["boxes"]:
         told, turns = grounded_description(scene, rng), [(f"\n{ask}", box) for ask, box in detections(scene, rng)]
     else:
-        told, turns = full_caption(scene, rng), [asked(question) for question in questions(scene)]
+        told, everything = full_caption(scene, rng), questions(scene)
+        if rng.random() < LESSON["varied"]:
+            everything = varied(everything, most, rng)
+        turns = list(map(asked, everything))
     pieces = [(told, False)]
-    for i in rng.permutation(len(turns))[: LESSON["questions"]]:
+    for i in rng.permutation(len(turns))[:most]:
         question, answer = turns[i]
         pieces += [(question, False), (answer, True)]
     return pieces

@@ -11,7 +11,16 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from seedx_lite.data.documents import LESSON, SHARES, document, encode_documents, encode_lessons, lesson, pack_documents
+from seedx_lite.data.documents import (
+    LESSON,
+    SHARES,
+    asked,
+    document,
+    encode_documents,
+    encode_lessons,
+    lesson,
+    pack_documents,
+)
 from seedx_lite.data.tokenizer import IMAGE_TOKENS, MARKS, llm_tokenizer
 from seedx_lite.evaluation.language_model import (
     _accepted,
@@ -24,6 +33,7 @@ from seedx_lite.models.text import token_losses
 from seedx_lite.presets import load_preset
 from seedx_lite.training.llama import answer_loss, llama
 from seedx_lite.world.language import LOCATION_TOKENS, Choices, full_caption, grounded_description
+from seedx_lite.world.questions import questions
 from seedx_lite.world.scene import Scene, Thing, sample_scene
 
 
@@ -78,7 +88,7 @@ def test_documents_are_packed(tokenizer):
 
 
 def test_answers_of_lessons_are_marked(tokenizer):
-    """Bugs: a mark beside its answer, or on padding; unknown words."""
+    """Bugs: a mark beside its answer, or on padding; unknown words; the same topics in all."""
     rng = np.random.default_rng(0)
     lessons = [lesson(index, "train", rng) for index in range(40)]
     ids, marks = encode_lessons(tokenizer, lessons)
@@ -88,8 +98,14 @@ def test_answers_of_lessons_are_marked(tokenizer):
         assert torch.equal(row[: len(whole)], whole) and (row[len(whole) :] == tokenizer.pad_token_id).all()
         told = "".join(text for text, answer in pieces if answer)
         assert row[mark].tolist() == tokenizer(told, add_special_tokens=False).input_ids
-    asked = [sum(answer for _, answer in pieces) for pieces in lessons]
-    assert max(asked) == LESSON["questions"] and min(asked) >= 1
+    counts = [sum(answer for _, answer in pieces) for pieces in lessons]
+    assert max(counts) == LESSON["questions"] and min(counts) >= 1
+    varied = []  # of the lessons without boxes, whether no topic comes twice
+    for index, (told, *turns) in enumerate(lessons):
+        topics = {asked(question)[0]: question.topic for question in questions(sample_scene(index, "train"))}
+        if "box_start" not in told[0]:
+            varied.append(len({topics[text] for text, answer in turns if not answer}) == len(turns) / 2)
+    assert 0.3 < np.mean(varied) < 0.7
 
 
 class Knows(torch.nn.Module):
