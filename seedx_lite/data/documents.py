@@ -11,13 +11,15 @@ from seedx_lite.world.edits import sample_edit
 from seedx_lite.world.language import DETAILS, caption, detections, full_caption, grounded_description
 from seedx_lite.world.questions import Question, questions, varied
 from seedx_lite.world.scene import Scene, sample_scene
+from .corpora import pick
 from .prompts import INSTRUCTION, READING
 from .tokenizer import check_words
 
 SHARES = {"full": 0.25, "partial": 0.1, "one_thing": 0.05, "grounded": 0.15, "questions": 0.25, "edit": 0.2}
 MOST_QUESTIONS = 4  # after one description
-LESSON = {"questions": 8, "boxes": 0.25, "varied": 0.5}  # most questions after one text; share of lessons that ask for
-# boxes; share of the others whose questions are of different topics
+LESSONS = {"boxes": 0.15, "any": 0.25, "varied": 0.3, "apart": 0.3}  # shares, by what is asked, see `lesson`
+LESSON_QUESTIONS = 8  # most after one text
+APART = {"colour", "place", "pose", "relation", "comparison"}  # topics for which things must be told apart
 Piece = tuple[str, bool]  # of a text, and whether it is an answer
 
 
@@ -44,19 +46,22 @@ def scene_document(form: str, scene: Scene, rng: np.random.Generator) -> str:
 
 
 def lesson(index: int, split: str, rng: np.random.Generator) -> list[Piece]:
-    """A text about scene `index` of a split, and questions about it, each with its answer: a caption, and questions,
-    of any topics or of different ones, for of all that can be asked most is about presence and number; or a description
-    with boxes, and boxes that are asked for."""
-    scene, most = sample_scene(index, split), LESSON["questions"]
-    if rng.random() < LESSON["boxes"]:
+    """A text about scene `index` of a split, and questions about it, each with its answer. Either a description with
+    boxes, and boxes that are asked for; or a caption, and questions: of any topics, most of which are about presence
+    and number; of varied topics; or, where there are several things, of the topics for which they must be told apart,
+    which are learned last."""
+    scene, ask = sample_scene(index, split), pick(LESSONS, rng)
+    if ask == "boxes":
         told, turns = grounded_description(scene, rng), [(f"\n{ask}", box) for ask, box in detections(scene, rng)]
     else:
         told, everything = full_caption(scene, rng), questions(scene)
-        if rng.random() < LESSON["varied"]:
-            everything = varied(everything, most, rng)
+        if ask == "apart" and len(scene.things) > 1:
+            everything = [question for question in everything if question.topic in APART]
+        elif ask != "any":
+            everything = varied(everything, LESSON_QUESTIONS, rng)
         turns = list(map(asked, everything))
     pieces = [(told, False)]
-    for i in rng.permutation(len(turns))[:most]:
+    for i in rng.permutation(len(turns))[:LESSON_QUESTIONS]:
         question, answer = turns[i]
         pieces += [(question, False), (answer, True)]
     return pieces

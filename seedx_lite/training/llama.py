@@ -2,7 +2,7 @@
 
 It learns what can be said of scenes, how questions are answered from a description, and what an edit changes: all in
 words, no picture. Few of these tokens belong to answers. Where a preset has `training.llama_answers`, a second phase
-asks many questions about each text, and adds the loss of the answers alone. SEED-X then teaches it to see.
+asks many questions about each text, and counts the loss of the answers apart. SEED-X then teaches it to see.
 """
 
 from dataclasses import asdict
@@ -15,7 +15,16 @@ from torch import Tensor, nn
 
 from seedx_lite.artifacts import ensure
 from seedx_lite.data.corpora import pick
-from seedx_lite.data.documents import LESSON, MOST_QUESTIONS, SHARES, document, encode_lessons, lesson, pack_documents
+from seedx_lite.data.documents import (
+    LESSON_QUESTIONS,
+    LESSONS,
+    MOST_QUESTIONS,
+    SHARES,
+    document,
+    encode_lessons,
+    lesson,
+    pack_documents,
+)
 from seedx_lite.data.tokenizer import llm_tokenizer
 from seedx_lite.models.text import token_losses
 from seedx_lite.presets import Preset
@@ -66,8 +75,8 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
         def lesson_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], generator: torch.Generator) -> tuple:
             packed, *lessons = batch
             loss, logs = loss_of(model, packed, generator)
-            answers = answer_loss(model, *lessons, tokenizer.pad_token_id)
-            return loss + answers, logs | {"answers": answers.detach()}
+            texts, answers = lesson_losses(model, *lessons, tokenizer.pad_token_id)
+            return loss + texts + answers, logs | {"answers": answers.detach()}
 
         record = train(model, batch_at, loss_of, config, folder, seed=seed, title="language model")
         if second:
@@ -81,11 +90,17 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
     recipe = {"llm": asdict(preset.llm), "training": config.recipe, "shares": SHARES, "questions": MOST_QUESTIONS}
     recipe |= {"packed": PACKED}
     if second:
-        recipe |= {"training_answers": second.recipe, "lesson": LESSON, "beside": BESIDE}
+        recipe |= {
+            "training_answers": second.recipe,
+            "lessons": LESSONS,
+            "lesson_questions": LESSON_QUESTIONS,
+            "beside": BESIDE,
+        }
     about = {"preset": preset.name, "seed": seed, "config": recipe, "retrain": retrain, "runs": runs}
     return ensure("llama", build, **about)
 
 
-def answer_loss(model: nn.Module, ids: Tensor, marks: Tensor, pad: int) -> Tensor:
-    """The mean cross-entropy of the tokens that are marked; ids and marks [B, L] as of `encode_lessons`."""
-    return token_losses(model, ids, pad)[0][marks[:, 1:]].mean()
+def lesson_losses(model: nn.Module, ids: Tensor, marks: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """The mean cross-entropy of all tokens, and of the marked ones; ids and marks [B, L] as of `encode_lessons`."""
+    losses, told = token_losses(model, ids, pad)
+    return losses[told].mean(), losses[marks[:, 1:]].mean()

@@ -12,7 +12,9 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from seedx_lite.data.documents import (
-    LESSON,
+    APART,
+    LESSON_QUESTIONS,
+    LESSONS,
     SHARES,
     asked,
     document,
@@ -31,7 +33,7 @@ from seedx_lite.evaluation.language_model import (
 )
 from seedx_lite.models.text import token_losses
 from seedx_lite.presets import load_preset
-from seedx_lite.training.llama import answer_loss, llama
+from seedx_lite.training.llama import lesson_losses, llama
 from seedx_lite.world.language import LOCATION_TOKENS, Choices, full_caption, grounded_description
 from seedx_lite.world.questions import questions
 from seedx_lite.world.scene import Scene, Thing, sample_scene
@@ -99,13 +101,25 @@ def test_answers_of_lessons_are_marked(tokenizer):
         told = "".join(text for text, answer in pieces if answer)
         assert row[mark].tolist() == tokenizer(told, add_special_tokens=False).input_ids
     counts = [sum(answer for _, answer in pieces) for pieces in lessons]
-    assert max(counts) == LESSON["questions"] and min(counts) >= 1
-    varied = []  # of the lessons without boxes, whether no topic comes twice
-    for index, (told, *turns) in enumerate(lessons):
-        topics = {asked(question)[0]: question.topic for question in questions(sample_scene(index, "train"))}
-        if "box_start" not in told[0]:
-            varied.append(len({topics[text] for text, answer in turns if not answer}) == len(turns) / 2)
-    assert 0.3 < np.mean(varied) < 0.7
+    assert max(counts) == LESSON_QUESTIONS and min(counts) >= 1
+
+
+def test_lessons_ask_what_they_should(monkeypatch):
+    """Bugs: topics that come twice where they should vary; lessons on telling things apart that ask for the sky."""
+
+    def topics(ask, index):
+        for name in LESSONS:
+            monkeypatch.setitem(LESSONS, name, float(name == ask))
+        told = lesson(index, "train", np.random.default_rng(index))
+        about = {asked(question)[0]: question.topic for question in questions(sample_scene(index, "train"))}
+        return [about.get(text, "box") for text, answer in told[1:] if not answer]
+
+    for index in range(20):
+        assert set(topics("boxes", index)) <= {"box"}
+        assert len(varied := topics("varied", index)) == len(set(varied))
+        apart, several = topics("apart", index), len(sample_scene(index, "train").things) > 1
+        assert set(apart) <= APART if several else len(apart) == len(set(apart))
+    assert any(len(some) > len(set(some)) for some in (topics("any", index) for index in range(20)))
 
 
 class Knows(torch.nn.Module):
@@ -135,11 +149,13 @@ def test_right_answers_are_counted(tokenizer):
 
 
 def test_the_loss_of_answers_is_that_of_the_marked_tokens(tokenizer):
-    """Bugs: marks one token beside the answers; all tokens counted."""
+    """Bugs: marks one token beside the answers; all tokens counted, or only those of the answers where all should."""
     ids, marks = encode_lessons(tokenizer, [lesson(index, "train", np.random.default_rng(1)) for index in range(8)])
-    sure = answer_loss(Knows(tokenizer, unsure=~marks), ids, marks, tokenizer.pad_token_id)
-    unsure = answer_loss(Knows(tokenizer, unsure=marks), ids, marks, tokenizer.pad_token_id)
-    assert sure < 1e-6 and unsure == pytest.approx(math.log(len(tokenizer)))
+    pad, most = tokenizer.pad_token_id, math.log(len(tokenizer))
+    some, sure = lesson_losses(Knows(tokenizer, unsure=~marks), ids, marks, pad)
+    rest, unsure = lesson_losses(Knows(tokenizer, unsure=marks), ids, marks, pad)
+    assert sure < 1e-6 and unsure == pytest.approx(most)
+    assert some + rest == pytest.approx(most) and rest == pytest.approx(most * marks.sum() / (ids[:, 1:] != pad).sum())
 
 
 def test_padding_counts_for_nothing(tokenizer):
