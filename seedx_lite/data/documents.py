@@ -50,14 +50,14 @@ def lesson(index: int, split: str, rng: np.random.Generator) -> list[Piece]:
     boxes, and boxes that are asked for; or a caption, and questions: of any topics, most of which are about presence
     and number; of varied topics; or, where there are several things, of the topics for which they must be told apart,
     which are learned last."""
-    scene, ask = sample_scene(index, split), pick(LESSONS, rng)
-    if ask == "boxes":
+    scene, form = sample_scene(index, split), pick(LESSONS, rng)
+    if form == "boxes":
         told, turns = grounded_description(scene, rng), [(f"\n{ask}", box) for ask, box in detections(scene, rng)]
     else:
         told, everything = full_caption(scene, rng), questions(scene)
-        if ask == "apart" and len(scene.things) > 1:
+        if form == "apart" and len(scene.things) > 1:
             everything = [question for question in everything if question.topic in APART]
-        elif ask != "any":
+        elif form != "any":
             everything = varied(everything, LESSON_QUESTIONS, rng)
         turns = list(map(asked, everything))
     pieces = [(told, False)]

@@ -90,7 +90,7 @@ def test_documents_are_packed(tokenizer):
 
 
 def test_answers_of_lessons_are_marked(tokenizer):
-    """Bugs: a mark beside its answer, or on padding; unknown words; the same topics in all."""
+    """Bugs: a mark beside its answer, or on padding; unknown words."""
     rng = np.random.default_rng(0)
     lessons = [lesson(index, "train", rng) for index in range(40)]
     ids, marks = encode_lessons(tokenizer, lessons)
