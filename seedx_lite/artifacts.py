@@ -339,7 +339,13 @@ def processes() -> Any:
 @lru_cache(maxsize=1)
 def _part_at_exit() -> None:
     """Ends what joins the processes of a launch before Python ends: else one may abort, its work done."""
-    atexit.register(lambda: processes().destroy_process_group())
+
+    @atexit.register
+    def part() -> None:
+        processes().destroy_process_group()
+        # A group that a wrapped model has used lives on, with its threads. One that lets go of the tensors of the last
+        # exchange needs Python for that, and aborts the process if Python is ending (pytorch issue 190489).
+        time.sleep(0.2)
 
 
 def _tell(found: Path | None = None) -> Path | None:
