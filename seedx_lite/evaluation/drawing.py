@@ -71,8 +71,10 @@ class DrawingExaminer:
         counts: Mapping[str, int] | None = None,
     ):
         self.size, self.decoders, self.reader = preset.size, decoders, reader
-        wanted = {name: many for name, (_, many) in SETS.items()} | {"prompts": PROMPTS, "alike": ALIKE}
-        self.counts = {name: min(many, preset.data.test_scenes) for name, many in wanted.items()} | (counts or {})
+        most = preset.data.test_scenes
+        self.counts = {name: min(many, most) for name, (_, many) in SETS.items()}
+        self.counts |= {"prompts": min(PROMPTS, most // 4), "alike": min(ALIKE, most // 4)}  # many pictures for each
+        self.counts |= counts or {}
         self.scenes = {n: scenes(s, self.counts[n], "narrow", self.size) for n, (s, _) in SETS.items()}
         self.pictures = {name: [np.asarray(render(one)) for one in them] for name, them in self.scenes.items()}
         self.captions = {name: [canonical_caption(one) for one in them] for name, them in self.scenes.items()}
