@@ -165,5 +165,5 @@ class _Passes:
         """embeds [B, W, D], mask [B, W] → hidden states [B, W, D], after the last norm."""
         self.mask = mask if self.mask is None else torch.cat([self.mask, mask], dim=1)  # [B, S]
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -mask.shape[1] :]
-        settings = {"attention_mask": self.mask, "position_ids": positions, "cache": self.cache}
+        settings = {"attention_mask": self.mask, "position_ids": positions, "past_key_values": self.cache}
         return self.decoder(inputs_embeds=embeds, use_cache=True, **settings).last_hidden_state
