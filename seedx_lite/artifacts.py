@@ -50,8 +50,8 @@ def ensure(
 
     build: writes its files into the folder. If its training has the folder, or one below, as `workdir`, a crashed
         build goes on from its checkpoint. Under `accelerate launch` all processes call it.
-    config: all that decides the result, as JSON; upstream: folders that the stage builds on. An artifact of another
-        configuration or upstream is never reused: ValueError, as for a damaged one.
+    config: all that decides the result but code, as JSON; upstream: folders that the stage builds on. An artifact of
+        another configuration or upstream is never reused: ValueError, as for a damaged one.
     retrain: build in any case; an old artifact is replaced when the new one is complete.
     runs, shipped: relative ones lie in the project's folder, see `project_path`.
     """
@@ -233,7 +233,9 @@ def _open_work(work: Path, request: dict[str, Any], retrain: bool) -> None:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
     _sweep(work, lambda file: not _survives(file))
-    note.write_text(json.dumps(request, indent=1) + "\n")
+    draft = note.with_suffix(".part")
+    draft.write_text(json.dumps(request, indent=1) + "\n")
+    draft.replace(note)
 
 
 def _survives(file: Path) -> bool:

@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return args.run(args) or 0
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = args.run in (_train, _ablate)
+        print("stopped" + goes_on * "; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if args.debug:
@@ -110,7 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     grids = _group(top, "ablate", "train and measure all variants of a part, and tell what the claims come to")
     for part, what in (("detokenizer", "de-tokenizers"), ("mllm", "language models that draw")):
-        command = _stage(grids, part, _ablate, f"run the grid of {what}; what is done is not done again", target=part)
+        text = f"run the grid of {what}, all seeds; what is done is not done again"
+        command = _stage(grids, part, _ablate, text, seeded=False, target=part)
         command.add_argument("--only", nargs="+", default=(), help="some of the variants (all)")
         command.add_argument("--processes", type=int, default=1, help="cells at a time (1)")
 
@@ -154,12 +156,13 @@ def _command(commands, name: str, run, text: str) -> argparse.ArgumentParser:
     return command
 
 
-def _stage(commands, name: str, run, text: str, **defaults) -> argparse.ArgumentParser:
+def _stage(commands, name: str, run, text: str, seeded: bool = True, **defaults) -> argparse.ArgumentParser:
     command = _command(commands, name, run, text)
     command.usage = f"{command.prog} [options] [key=value …]"
     command.set_defaults(overrides=(), **defaults)
     command.add_argument("--preset", default="lite", help="smoke, lite, gpu, seedx-17b or a .yaml file (lite)")
-    command.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
+    if seeded:
+        command.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
     command.add_argument("--runs", default="runs", help="folder of results (runs)")
     return command
 
@@ -295,12 +298,14 @@ def _reproduce(args) -> int:
 def _ship(args) -> None:
     from seedx_lite.ablation.grid import ship_sheets
     from seedx_lite.artifacts import SHIPPED, check_upstream, project_path, ship
-    from seedx_lite.cards import write_card
+    from seedx_lite.cards import ABOUT, write_card
     from seedx_lite.evaluation.records import ship_records
     from seedx_lite.models.mllm import leave_out_base
     from seedx_lite.training.sft import BASES
 
     preset = load_preset(args.preset).name
+    if unknown := sorted(set(args.stages) - set(ABOUT)):
+        raise ValueError(f"no card tells of {', '.join(unknown)}; shipped can be {', '.join(ABOUT)}")
 
     def finish(stage: str, folder: Path) -> None:
         if stage in BASES:  # what is left out must be what it was trained on

@@ -8,7 +8,7 @@ import torch
 
 from seedx_lite.ablation import mllm as ablation
 from seedx_lite.artifacts import SHIPPED, project_path, read_manifest
-from seedx_lite.evaluation.drawing import ALIKE, AVERAGED, EACH, GUIDANCES, DrawingExaminer, alike
+from seedx_lite.evaluation.drawing import ALIKE, AVERAGED, EACH, GUIDANCES, DrawingExaminer, alike, same_content
 from seedx_lite.models.mllm import ContinuousLVLM
 from seedx_lite.models.resamplers import FlowResampler
 from seedx_lite.models.scene_reader import SceneReader
@@ -133,6 +133,9 @@ def test_scenes_alike_differ_in_what_captions_leave_open():
         others = [alike(scene, rng) for _ in range(3)]
         assert all(one.content == scene.content and is_clear(one) for one in others)
         assert len({one.things[0].x for one in others}) > 1
+        shown = same_content(scene, 4, seed=index)
+        assert np.array_equal(shown[0], np.asarray(render(scene)))
+        assert len({picture.tobytes() for picture in shown}) == 4
     assert ALIKE <= 512
 
 

@@ -25,6 +25,7 @@ def run(capsys, *argv):
     ("argv", "message"),
     [
         (["pretrain", "vit", "--preset", "light"], "error: no preset light, did you mean lite?"),
+        (["ship", "cell-n64"], "error: no card tells of cell-n64; shipped can be vit,"),
         (["pretrain", "sdxl", "vit.widht=3", "--seed", "1"], "error: override 'vit.widht=3': no key vit.widht"),
         (["train", "detokenizer", "n_embeddings=60"], "error: n_embeddings=60: expected a divisor"),
         (["data", "check", "nowhere"], "nowhere"),
@@ -51,6 +52,7 @@ def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, argv, message):
         (["pretrain", "vit", "stray"], "'stray', want key=value"),
         (["data", "check", "x", "key=value"], "unexpected argument 'key=value'"),
         (["pretrain", "vit", "--seed", "one"], "--seed"),
+        (["ablate", "mllm", "--seed", "1"], "--seed"),
     ],
 )
 def test_bad_command_line(capsys, argv, message):

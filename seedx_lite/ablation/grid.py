@@ -9,6 +9,7 @@ seed of a cell sets data order, noise and initialisation, alike for all variants
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -330,9 +331,11 @@ def run(
     """Runs all cells of a part that are missing, of the variants `only` (none: of all), and gathers; returns the path
     of the record.
 
-    processes: cells at a time, among which the cores are shared out. Raises ValueError for an unknown variant, and for
-    stored cells of another version, before any training.
+    processes: cells at a time, among which the cores are shared out. Raises ValueError for an unknown variant, for
+    stored cells of another version, and where several processes were launched for one cell, before any training.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("a grid is run by one process; give --processes 2 to run two cells at a time")
     variants = import_module(f"seedx_lite.ablation.{part}").Cells.usual
     shared = (part, str(source), tuple(overrides), str(runs), tuple(variants.items()))
     grid = _opened(*shared)  # trains the foundations once, if they are missing

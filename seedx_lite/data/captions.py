@@ -4,7 +4,7 @@
     KEY.jpg + KEY.json    the caption is under the first of `CAPTION_KEYS` that the object has
 
 A key is a member's path up to the first dot of its name; its members stand together, so that a tar can be streamed.
-Members with other endings are ignored. Tars are not compressed.
+Members with other endings are ignored beside these; a key that has no others is reported. Tars are not compressed.
 """
 
 import io
@@ -36,7 +36,7 @@ def parse(key: str, members: dict[str, bytes], place: str = "") -> CaptionPair:
     """The pair in the members {ending: content} of a key. Raises ValueError, naming the member."""
     found = ", ".join(f"{key}.{ending}" for ending in members)
     if "jpg" not in members:
-        raise ValueError(f"a caption without image: {key}.jpg expected, found {found}")
+        raise ValueError(f"no image: {key}.jpg expected, found {found}")
     if "txt" in members:
         try:
             caption = plain(members["txt"].decode(), f"{key}.txt")

@@ -69,6 +69,9 @@ class Scenes:
         self.shares = {
             form: share for form, share in (forms or self.forms).items() if self.each == 1 or form != "drawing"
         }
+        if not self.shares:
+            fits = f"{layout.base_resolution} px a side, as the vision encoder reads them: set `image_size` so"
+            raise ValueError(f"pictures of {size[0]}x{size[1]} px cannot be drawn; expected {fits}")
 
     def __len__(self) -> int:
         return len(self.squares) // self.each
@@ -131,7 +134,7 @@ class Files:
         most_lost: float = MOST_LOST,
     ):
         self.layout, self.question, self.problems = layout, question, list[Problem]()
-        self.entries, squares = [], []
+        self.entries, squares, count = [], [], 0
         for file in data_files(path):
             form = detect(file)
             if form is None:
@@ -151,8 +154,8 @@ class Files:
                 except (ValueError, OSError) as reason:
                     report(self.problems, entry.place, reason)
                     continue
-                start = sum(map(len, squares))
-                self.entries.append((entry, sizes, range(start, start + len(cut))))
+                self.entries.append((entry, sizes, range(count, count + len(cut))))
+                count += len(cut)
                 squares.append(cut)
         lost, whole = len(self.problems), len(self.problems) + len(self.entries)
         told = f"{path}: {lost} of {whole} samples cannot be used{''.join(f'; {p}' for p in self.problems[:3])}"

@@ -239,7 +239,7 @@ def _draw_one(index: int, split: str, mix: str, size: Size, grid: int) -> tuple[
 
 
 def world_hash(without: tuple[str, ...] = ()) -> str:
-    """A hash of the code of the world; without `WORDS`, of what decides how a scene looks."""
+    """A hash of the code of the world and of this file; without `WORDS`, of what decides how a scene looks."""
     files = sorted(Path(world.__file__).parent.glob("*.py"))
-    code = b"".join(file.read_bytes() for file in files if file.name not in without)
+    code = b"".join(file.read_bytes() for file in [*files, Path(__file__)] if file.name not in without)
     return hashlib.sha256(code + f"{PIL.__version__} {np.__version__}".encode()).hexdigest()[:12]

@@ -207,6 +207,7 @@ class Layout:
         return positions if self.official or len(positions) > 2 else positions[-1:]
 
     def _encode(self, text: str) -> list[int]:
+        text = re.sub(r"[^\S\n]+", " ", text)  # the tokenizer knows no other blanks than spaces and line breaks
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
         if self.tokenizer.unk_token_id in ids:
             check_words(self.tokenizer, [re.sub(r"<img_\d+>", "", text)])

@@ -66,7 +66,7 @@ def open_picture(
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below is tighter
             image = Image.open(io.BytesIO(source), formats=FORMATS)
         if image.width * image.height <= max_pixels:
-            return _upright_rgb(image)
+            return upright_rgb(image)
         size = f"{image.width}x{image.height} px"
     except Image.DecompressionBombError as error:
         size = str(error)
@@ -77,7 +77,9 @@ def open_picture(
     raise ValueError(f"{name}: a huge picture ({size}), at most {max_pixels:,} pixels expected; scale it down")
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture as it is meant to be seen: turned as its EXIF says, 16 bits scaled to 8, what is transparent on white.
+    Raises ValueError for pixels of 32 bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow's own conversion clips instead of scaling
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

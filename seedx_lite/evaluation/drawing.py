@@ -59,6 +59,12 @@ def alike(scene: Scene, rng: np.random.Generator) -> Scene:
             return replace(made, things=made.from_left)
 
 
+def same_content(scene: Scene, count: int, seed: int) -> list[np.ndarray]:
+    """Pictures of a scene and of others that are `alike`, `count` in all."""
+    rng = np.random.default_rng([seed, 7])
+    return [np.asarray(render(one)) for one in (scene, *(alike(scene, rng) for _ in range(count - 1)))]
+
+
 class DrawingExaminer:
     """Measures drawing with the de-tokenizers of one preset. decoders: by N, pipelines that draw N embeddings. counts:
     of scenes, where they should be fewer than in `SETS`, and of `prompts`."""
@@ -184,19 +190,14 @@ class DrawingExaminer:
         """The paper's reason for few embeddings, apart from any language model: a regression to what a caption leaves
         open predicts the mean. The embeddings of several scenes of one content are averaged and drawn, for each N."""
         wanted, rows = self.scenes["test"][: self.counts["alike"]], []
-        others = [
-            [alike(one, np.random.default_rng([k, 7])) for _ in range(max(AVERAGED) - 1)]
-            for k, one in enumerate(wanted)
-        ]
-        pictures = np.stack([np.asarray(render(one)) for k, own in enumerate(wanted) for one in (own, *others[k])])
+        meant = np.concatenate([same_content(one, max(AVERAGED), k) for k, one in enumerate(wanted)])
         for n, pipe in self.decoders.items():
-            embeds = embed_pictures(pipe.vit, pictures, n).unflatten(0, (len(wanted), -1))  # [contents, scenes, N, K]
+            embeds = embed_pictures(pipe.vit, meant, n).unflatten(0, (len(wanted), -1))  # [contents, scenes, N, K]
             for count in AVERAGED:
                 drawn = self.draw(pipe, embeds[:, :count].mean(1), 0)
                 told = summarise(compare_all(wanted, read_scenes(self.reader, drawn), by_place=True))
-                rows.append(
-                    {"n": n, "averaged": count} | {key: told[key] for key in ("f1", "coloured_f1", "background")}
-                )
+                shown = {key: told[key] for key in ("f1", "coloured_f1", "background")}
+                rows.append({"n": n, "averaged": count} | shown)
         return rows
 
 

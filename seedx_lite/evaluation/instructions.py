@@ -111,7 +111,7 @@ def measure_dialogues(
             right = followed(form, turn.answer, reply, wanted[place])
             for name in (form, "all"):
                 rows.setdefault(name, []).append((right, 1))
-            histories[place].append(_kept(reply))
+            histories[place].append(reply.message)
         told[str(number + 1)] = {name: bootstrap(row) for name, row in rows.items()}
     return told
 
@@ -223,12 +223,6 @@ def _upon(sources: Sequence[Image.Image], replies: Sequence[Reply]) -> list[Imag
 
 def _user(*content: Any) -> dict[str, Any]:
     return {"role": "user", "content": list(content)}
-
-
-def _kept(reply: Reply) -> dict[str, Any]:
-    """The message of a reply, or a word in place of an empty one, and no more than one picture."""
-    said, *pictures = reply.message["content"] or ["no"]
-    return reply.message | {"content": [said, *pictures[:1]] if isinstance(said, str) else [said]}
 
 
 def _boxes(reply: Reply) -> tuple[Box, ...]:

@@ -91,8 +91,9 @@ def judge_captions(wanted: Sequence[Scene], texts: Sequence[str]) -> Told:
 
 def measure_questions(seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image]) -> dict[str, Told]:
     """Shares of right answers, by topic and in `all`, to one question of each topic about each scene: of the `model`;
-    of the same model `blind`, shown the zero picture, which it never saw; shown an `other` scene; and of the most
-    `frequent` answer to the topic in training. What reading is worth is the distance to the best of these three."""
+    of the same model `blind`, shown the zero picture, which it never saw, or (`Instructed`) no picture; shown an
+    `other` scene; and of the most `frequent` answer to the topic in training. What reading is worth is the distance to
+    the best of these three."""
     asked = one_of_each(wanted)
     texts, pictures = [question.text for question, _ in asked], [shown[place] for _, place in asked]
     answers = {

@@ -136,7 +136,9 @@ def condition(
     if image_tokens is not None and official:
         positive, negative = image_tokens, zero_tokens
     else:
-        n = zero_tokens.shape[1] // vit_down
+        n, rest = divmod(zero_tokens.shape[1], vit_down)
+        if rest:
+            raise ValueError(f"vit_down={vit_down} does not divide {zero_tokens.shape[1]} tokens; choose a divisor")
         positive = pool_embeddings(image_tokens, n) if image_embeds is None else image_embeds
         negative = pool_embeddings(zero_tokens, n)
     tokens, pooled = resampler(positive)

@@ -178,7 +178,8 @@ def embed_pictures(
 
     if pictures.shape[1:3] != (tower.image_size,) * 2:
         raise ValueError(f"pictures of {pictures.shape[1:3]} px, the ViT reads {tower.image_size}: resize them")
-    starts, parts = range(0, len(pictures), batch), []
+    starts = range(0, len(pictures), batch)
+    parts = [torch.zeros(0, n or tower.config["n_queries"], tower.config["output_dim"], dtype=dtype)]
     for start in tqdm(starts, desc="visual embeddings", disable=len(starts) < 20):
         tokens = tower(normalise(pictures[start : start + batch]).to(tower.proj))  # [B, T, D]
         parts.append((tokens if n is None else pool_embeddings(tokens, n)).to("cpu", dtype))

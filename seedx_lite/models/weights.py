@@ -43,7 +43,7 @@ def read_folder(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tens
     try:
         config, tensors = json.loads((folder / CONFIG).read_text()), load_file(folder / WEIGHTS)
         found = config.pop("_class_name", None)
-    except (ValueError, AttributeError, SafetensorError) as error:
+    except (ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"{folder} is damaged ({error}); restore {CONFIG} and {WEIGHTS} together") from error
     if found != name:
         raise ValueError(f"{folder / CONFIG} describes {found}, expected {name}; give the folder of a {name}")

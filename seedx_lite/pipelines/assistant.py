@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from seedx_lite.artifacts import check_upstream
 from seedx_lite.data.layout import Layout, Turn
+from seedx_lite.data.pictures import upright_rgb
 from seedx_lite.data.prompts import READING
 from seedx_lite.models.generation import Generated
 from seedx_lite.models.mllm import ContinuousLVLM
@@ -76,7 +77,7 @@ class SeedX:
 
     def describe(self, pictures: Pictures, max_new_tokens: int = 120) -> list[str]:
         """A caption of each picture."""
-        shown = _listed(pictures, Image.Image, "pictures")
+        shown = list(map(upright_rgb, _listed(pictures, Image.Image, "pictures")))
         return self._texts([""] * len(shown), shown, max_new_tokens)
 
     def ask(
@@ -181,6 +182,7 @@ class SeedX:
         them."""
         if edits and not self.detokenizer.takes_condition:
             raise ValueError("this de-tokenizer takes no condition image; give one of the second stage")
+        options["generator"] = torch.Generator().manual_seed(seed)
         told = self._answers(
             lambda part: self.processor.dialogues(turns[part], shown[part]), len(turns), most, **options
         )
@@ -188,7 +190,7 @@ class SeedX:
         drawn: list[list[Image.Image]] = [[] for _ in told]
         if places:
             if edits:
-                sources = [shown[place][-1].convert("RGB") if shown[place] else None for place in places]
+                sources = [shown[place][-1] if shown[place] else None for place in places]
                 size = (self.detokenizer.image_size,) * 2
                 conditions = [source and source.resize(size, Image.Resampling.BICUBIC) for source in sources]
                 settings = {"condition_images": conditions} | settings
@@ -263,4 +265,4 @@ def _paired(texts: str | Sequence[str], what: str, pictures: Pictures) -> tuple[
     shown, asked = (some * max(len(asked), len(shown)) if len(some) == 1 else some for some in (shown, asked))
     if len(shown) != len(asked):
         raise ValueError(f"{len(asked)} {what} and {len(shown)} pictures; give as many, or one of either for all")
-    return asked, shown
+    return asked, list(map(upright_rgb, shown))

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from seedx_lite.artifacts import check_upstream
+from seedx_lite.data.pictures import upright_rgb
 from seedx_lite.models.autoencoder import read_vae, to_tensor
 from seedx_lite.models.detokenizer import (
     Conditioning,
@@ -211,7 +212,7 @@ class DetokenizerPipeline(DiffusionPipeline):
         if isinstance(given, list) and all(isinstance(item, Image.Image) for item in given):
             if not given:
                 raise ValueError("an empty list of pictures; give at least one")
-            return given
+            return list(map(upright_rgb, given))
         if not isinstance(given, Tensor):
             kinds = {type(item).__name__ for item in given} if isinstance(given, list) else {type(given).__name__}
             raise TypeError(f"got {sorted(kinds)}, expected a PIL picture, a list of them, or a tensor of embeddings")

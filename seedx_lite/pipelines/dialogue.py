@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from seedx_lite.data.layout import Turn
+from seedx_lite.data.pictures import upright_rgb
 from seedx_lite.world.language import find_boxes
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Message = Mapping[str, Any]
-ROLES = ("user", "assistant")
+ROLES, NOTHING = ("user", "assistant"), "nothing"
 _BOXES = re.compile(r"\s*\[\[.*?(\]\]|$)")  # also one that is cut off
 
 
 class Reply(NamedTuple):
     """An answer: its `text` without boxes; `boxes` in px of the picture that was shown last, none where what the model
-    says is no box; the `pictures` that it drew; and the `message` that carries all of it on in the history."""
+    says is no box; the `pictures` that it drew; and the `message` that carries it on in the history, which takes one
+    picture, the first, and no silence: `NOTHING` stands for it."""
 
     text: str
     boxes: list[Box]
@@ -43,7 +45,8 @@ def read_history(history: Sequence[Message], image: Image.Image | None = None) -
         role = ROLES[number % 2]
         if message.get("role") != role:
             raise ValueError(f"message {number} is of {message.get('role')!r}, expected {role!r}: roles take turns")
-        text, pictures = _content(message, number, [image] if image is not None and number == len(history) - 1 else [])
+        last = number == len(history) - 1
+        text, pictures = _content(message, number, [upright_rgb(image)] if image is not None and last else [])
         if role == "user":
             if not text:
                 raise ValueError(f"message {number} asks nothing: give it a text")
@@ -61,7 +64,7 @@ def _content(message: Message, number: int, pictures: list[Image.Image]) -> tupl
     texts = []
     for part in content if isinstance(content, list | tuple) else [content]:
         if isinstance(part, Image.Image):
-            pictures = [*pictures, part]
+            pictures = [*pictures, upright_rgb(part)]
         elif isinstance(part, str):
             texts.append(part.strip())
         else:
@@ -85,5 +88,5 @@ def in_pixels(boxes: Sequence[Box] | None, picture: Image.Image) -> list[Box]:
 def reply(said: str, pictures: list[Image.Image], shown: Image.Image | None) -> Reply:
     """What a model `said`, box tokens included, as a reply."""
     boxes = in_pixels(boxes_of(said), shown) if shown is not None else []
-    message = {"role": "assistant", "content": [said, *pictures] if said else list(pictures)}
-    return Reply(_BOXES.sub("", said).strip(), boxes, pictures, message)
+    content = [part for part in (said or (NOTHING if not pictures else ""), *pictures[:1]) if part]
+    return Reply(_BOXES.sub("", said).strip(), boxes, pictures, {"role": "assistant", "content": content})

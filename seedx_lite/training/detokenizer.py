@@ -158,7 +158,10 @@ class EditPairs(Reconstructions):
 
     def batch(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """As of stage 1, with the latents of the condition images, which are not scaled."""
-        edits = round(EDITS * size)
+        team = processes()  # of all samples of a step as many are edits, however many processes share them out
+        rank, many = team.process_index, team.num_processes
+        total = round(EDITS * size * many)
+        edits = total * (rank + 1) // many - total * rank // many
         plain = super().batch(size - edits, generator)
         chosen = torch.randint(len(self.latents), (edits,), generator=generator)
         side = torch.randint(2, (edits,), generator=generator)  # which of the two is to be drawn

@@ -29,7 +29,7 @@ from seedx_lite.data.tokenizer import llm_tokenizer
 from seedx_lite.models.text import token_losses
 from seedx_lite.presets import Preset
 from seedx_lite.world.scene import SEED_RANGES
-from .loop import train
+from .loop import batch_share, train
 
 PACKED = 512  # tokens of a sample, several documents: what the multimodal model will read is as long
 BESIDE = 8  # lessons beside each of these samples, in the second phase
@@ -44,6 +44,8 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
         if value is None:
             raise ValueError(f"preset {preset.name} has no `{key}`; give its entries")
     tokenizer, config, second = llm_tokenizer(), preset.training.llama, preset.training.llama_answers
+    for phase in filter(None, (config, second)):  # what cannot be shared out shows before the first phase is over
+        batch_share(phase.batch_size)
     if preset.llm.vocab_size != len(tokenizer):
         raise ValueError(f"llm.vocab_size={preset.llm.vocab_size}: expected {len(tokenizer)}, as many as the tokenizer")
 
@@ -90,12 +92,8 @@ def llama(preset: Preset, seed: int = 0, retrain: bool = False, runs: str | Path
     recipe = {"llm": asdict(preset.llm), "training": config.recipe, "shares": SHARES, "questions": MOST_QUESTIONS}
     recipe |= {"packed": PACKED}
     if second:
-        recipe |= {
-            "training_answers": second.recipe,
-            "lessons": LESSONS,
-            "lesson_questions": LESSON_QUESTIONS,
-            "beside": BESIDE,
-        }
+        recipe |= {"training_answers": second.recipe, "beside": BESIDE}
+        recipe |= {"lessons": LESSONS, "lesson_questions": LESSON_QUESTIONS}
     about = {"preset": preset.name, "seed": seed, "config": recipe, "retrain": retrain, "runs": runs}
     return ensure("llama", build, **about)
 

@@ -134,7 +134,7 @@ def train(
     plain, recipe = json.loads(json.dumps([asdict(config), config.recipe]))
     versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     record = TrainingRecord(title, seed, plain, _hardware(accelerator), versions, dtype, reason, flops=flops)
-    identity = recipe | {"dtype": dtype, "seed": seed, "processes": accelerator.num_processes}
+    identity = recipe | {"dtype": dtype, "seed": seed, "processes": accelerator.num_processes, "data": record.data}
     identity |= {"compile": True} if config.compile else {}  # other arithmetic
     buffers = dict(model.named_buffers())
     checkpoint = Checkpoint(Path(workdir) / CHECKPOINT, identity, named, ema, buffers, adamw)

@@ -1,4 +1,4 @@
-"""Training of the scene reader, the instrument that all later work is measured by (DESIGN: it knows nothing of ours).
+"""Training of the scene reader, the instrument that all later work is measured by; it knows nothing of our models.
 
 It sees renders of the broad mix and the truth about each scene; no visual embedding, no generated picture. Some renders
 are blurred, grainy or compressed as mildly as a VAE or a JPEG would, some have lost sun or moon. A ninth of them show

@@ -63,9 +63,9 @@ def link(name):
     ("members", "key", "reason"),
     [
         (lambda jpeg: [("1.jpg", jpeg)], "1", r"an image without caption: 1\.txt or \.json expected, found 1\.jpg"),
-        (lambda jpeg: [("1.txt", b"x")], "1", r"a caption without image: 1\.jpg expected, found 1\.txt"),
+        (lambda jpeg: [("1.txt", b"x")], "1", r"no image: 1\.jpg expected, found 1\.txt"),
         (lambda jpeg: [("1.png", jpeg), ("1.txt", b"x")], "1", r"1\.jpg expected, found 1\.png, 1\.txt"),
-        (lambda jpeg: [("README", b"x")], "README", r"a caption without image"),
+        (lambda jpeg: [("README", b"x")], "README", r"no image"),
         (lambda jpeg: [("1.jpg", jpeg), ("1.txt", b" ")], "1", r"1\.txt is ' '"),
         (lambda jpeg: [("1.jpg", jpeg), ("1.txt", b"\xff")], "1", r"1\.txt is not UTF-8"),
         (lambda jpeg: [("1.jpg", jpeg), ("1.json", b"{")], "1", "no JSON object"),

@@ -123,6 +123,8 @@ def test_words_the_tokenizer_does_not_know(layout):
         layout.conversation(("what is this ?", "a quokka"))
     with pytest.raises(ValueError, match="unknown words quokka"):
         layout.prompt("draw a quokka", draw=True)
+    same = {tuple(layout.prompt(f"a red{blank}cat").input_ids) for blank in (" ", "\t", "\r", "\u00a0", "  ")}
+    assert len(same) == 1 and layout.tokenizer.unk_token_id not in same.pop()
 
 
 def test_more_image_tokens_than_the_tokenizer_has(layout):

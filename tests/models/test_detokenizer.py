@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from seedx_lite.models.detokenizer import (
     SDXLAdapter,
     SDXLAdapterWithLatentImage,
+    condition,
     denoising_loss,
     noise_target,
     widen_conv_in,
@@ -106,6 +107,8 @@ def test_pooling_of_both_branches():
     unpooled = official.get_image_embeds(zero, image_tokens=tokens)
     assert torch.allclose(unpooled.prompt_embeds, adapter.resampler(tokens)[0], atol=1e-6)
     assert not torch.allclose(unpooled.prompt_embeds, from_tokens.prompt_embeds, atol=1e-3)
+    with pytest.raises(ValueError, match=rf"vit_down={TOKENS - 1} does not divide {TOKENS} tokens"):
+        condition(adapter.resampler, zero, image_tokens=tokens, vit_down=TOKENS - 1)
 
 
 def test_arguments_of_get_image_embeds():
@@ -114,7 +117,7 @@ def test_arguments_of_get_image_embeds():
     for arguments in ({}, {"image_embeds": zero, "image_tokens": zero}):
         with pytest.raises(ValueError, match="and not both"):
             adapter.get_image_embeds(zero, **arguments)
-    with pytest.raises(ValueError, match="cannot pool 16"):
+    with pytest.raises(ValueError, match="vit_down=3 does not divide 16 tokens"):
         adapter.get_image_embeds(zero, image_tokens=zero)
 
 

@@ -6,7 +6,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from seedx_lite.models.vit import CLIP_MEAN, CLIP_STD, VisionTransformerWithAttnPool, pool_embeddings, preprocess
+from seedx_lite.models.vit import (
+    CLIP_MEAN,
+    CLIP_STD,
+    VisionTransformerWithAttnPool,
+    embed_pictures,
+    pool_embeddings,
+    preprocess,
+)
 
 SIZES = {"image_size": 16, "patch_size": 4, "width": 16, "layers": 1, "heads": 2, "mlp_ratio": 2}
 QUERIES = {"n_queries": 16, "output_dim": 16, "pool_heads": 2}
@@ -58,6 +65,12 @@ def test_position_table_of_another_grid_follows_the_weights(vit):
     with torch.no_grad():
         vit.positional_embedding.mul_(3)
     assert (vit(images) - first).abs().max() > 1e-3
+
+
+def test_no_pictures_have_no_embeddings(vit):
+    """Bug: conversations without any picture end the training that they are given to."""
+    assert embed_pictures(vit, np.zeros((0, 16, 16, 3), np.uint8), 4).shape == (0, 4, 16)
+    assert embed_pictures(vit, np.zeros((0, 16, 16, 3), np.uint8)).shape == (0, 16, 16)
 
 
 def test_bad_images_and_sizes(vit):

@@ -37,6 +37,22 @@ def test_one_of_many_is_as_alone(seedx, pictures):
     assert seedx.ask(pictures, questions[0], 8)[1:] == seedx.ask(pictures[1:], [questions[0]] * (len(pictures) - 1), 8)
 
 
+def test_pictures_are_seen_as_they_were_meant(seedx):
+    """Bugs: a photo that is read lying on its side; what is transparent turns black."""
+    shown = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8))
+    tags = Image.Exif()
+    tags[0x0112] = 6  # a quarter turn to the right
+    lying = shown.rotate(90, expand=True)
+    lying.getexif().update(tags)
+    holes = shown.convert("RGBA")
+    holes.putalpha(0)
+    white = Image.new("RGB", (64, 32), "white")
+    for given, meant in ((lying, shown), (holes, white)):
+        assert seedx.describe(given, 8) == seedx.describe(meant, 8)
+        same = seedx.detokenizer([given, meant], generator=[torch.Generator().manual_seed(1) for _ in "ab"], **STEPS)
+        assert np.array_equal(*same.images)
+
+
 def test_blind_means_without_the_picture(seedx, pictures):
     """Bug: a baseline of language alone that sees the picture after all."""
     square = [pictures[0], Image.new("RGB", (32, 32), "red")]

@@ -98,6 +98,9 @@ def test_words_boxes_and_pictures_in_one_reply():
     assert told.message["role"] == "assistant" and told.message["content"][0].endswith("]] and the dog")
     assert reply("the cat [[ <box_start><loc-112> ]]", [], picture(2)).boxes == []
     assert reply(f"the cat [[ {box}", [], None)[:2] == ("the cat", [])
+    for quiet in (reply("", [], None), reply("", [picture(1)], None), reply("two", [picture(1), picture(2)], None)):
+        turns, _ = read_history([ask("a cat"), quiet.message, ask("a dog")])
+        assert bool(turns[0].drawn) == bool(quiet.pictures)
 
 
 def test_chat_goes_on(seedx, monkeypatch):
