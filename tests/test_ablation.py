@@ -181,6 +181,13 @@ def test_means_are_over_shared_seeds():
     assert grids.over_seeds(record, "a", "test", "f1") == [0.1, 0.2, 0.9]
 
 
+def test_several_processes_for_one_cell(monkeypatch):
+    """Bug: ranks that see other validation scenes choose other learning rates, and train one model with both."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="a grid is run by one process; give --processes 2"):
+        grids.run("detokenizer", "smoke")
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="goes on from the main model; leave out latents, vit_down"):
         Variant(condition=True, vit_down=1, latents=256)

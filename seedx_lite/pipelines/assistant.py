@@ -77,7 +77,7 @@ class SeedX:
 
     def describe(self, pictures: Pictures, max_new_tokens: int = 120) -> list[str]:
         """A caption of each picture."""
-        shown = list(map(upright_rgb, _listed(pictures, Image.Image, "pictures")))
+        shown = _shown(pictures, "pictures")
         return self._texts([""] * len(shown), shown, max_new_tokens)
 
     def ask(
@@ -259,10 +259,15 @@ def _listed(given: T | Sequence[T], kind: type[T], what: str) -> list[T]:
     return items
 
 
+def _shown(pictures: Pictures, what: str) -> list[Image.Image]:
+    """Pictures as they are meant to be seen, each made so once, however many texts it stands beside."""
+    return list(map(upright_rgb, _listed(pictures, Image.Image, what)))
+
+
 def _paired(texts: str | Sequence[str], what: str, pictures: Pictures) -> tuple[list[str], list[Image.Image]]:
     """As many pictures as texts; one of either stands for all."""
-    asked, shown = _listed(texts, str, what), _listed(pictures, Image.Image, "pictures; `draw` takes text alone")
+    asked, shown = _listed(texts, str, what), _shown(pictures, "pictures; `draw` takes text alone")
     shown, asked = (some * max(len(asked), len(shown)) if len(some) == 1 else some for some in (shown, asked))
     if len(shown) != len(asked):
         raise ValueError(f"{len(asked)} {what} and {len(shown)} pictures; give as many, or one of either for all")
-    return asked, list(map(upright_rgb, shown))
+    return asked, shown

@@ -45,8 +45,7 @@ def read_history(history: Sequence[Message], image: Image.Image | None = None) -
         role = ROLES[number % 2]
         if message.get("role") != role:
             raise ValueError(f"message {number} is of {message.get('role')!r}, expected {role!r}: roles take turns")
-        last = number == len(history) - 1
-        text, pictures = _content(message, number, [upright_rgb(image)] if image is not None and last else [])
+        text, pictures = _content(message, number, [image] if image is not None and number == len(history) - 1 else [])
         if role == "user":
             if not text:
                 raise ValueError(f"message {number} asks nothing: give it a text")
@@ -64,12 +63,12 @@ def _content(message: Message, number: int, pictures: list[Image.Image]) -> tupl
     texts = []
     for part in content if isinstance(content, list | tuple) else [content]:
         if isinstance(part, Image.Image):
-            pictures = [*pictures, upright_rgb(part)]
+            pictures = [*pictures, part]
         elif isinstance(part, str):
             texts.append(part.strip())
         else:
             raise TypeError(f"message {number} holds a {type(part).__name__}; expected texts and pictures")
-    return " ".join(filter(None, texts)), pictures
+    return " ".join(filter(None, texts)), list(map(upright_rgb, pictures))
 
 
 def boxes_of(text: str) -> tuple[Box, ...] | None:
@@ -88,5 +87,5 @@ def in_pixels(boxes: Sequence[Box] | None, picture: Image.Image) -> list[Box]:
 def reply(said: str, pictures: list[Image.Image], shown: Image.Image | None) -> Reply:
     """What a model `said`, box tokens included, as a reply."""
     boxes = in_pixels(boxes_of(said), shown) if shown is not None else []
-    content = [part for part in (said or (NOTHING if not pictures else ""), *pictures[:1]) if part]
+    content = [part for part in (said, *pictures[:1]) if part] or [NOTHING]
     return Reply(_BOXES.sub("", said).strip(), boxes, pictures, {"role": "assistant", "content": content})

@@ -48,6 +48,8 @@ def test_forms_of_a_scene(layout):
 def test_scenes_and_their_squares(layout):
     """Bugs: a scene beside the picture of another; wide pictures that are to be drawn, or in the wrong order."""
     narrow, wide = Scenes(layout, 6, (32, 32)), Scenes(layout, 4, (64, 32))
+    with pytest.raises(ValueError, match="64x32 px cannot be drawn; expected 32 px a side"):
+        Scenes(layout, 4, (64, 32), forms={"drawing": 1.0})
     assert len(narrow) == 6 and len(wide) == 4 and wide.squares.shape == (12, 32, 32, 3)
     rng = np.random.default_rng(1)
     for corpus, size in ((narrow, (32, 32)), (wide, (64, 32))):

@@ -110,7 +110,8 @@ def test_chat_goes_on(seedx, monkeypatch):
     first = seedx.chat([ask("what is there?")], shown, seed=3, **STEPS)
     assert first.text == "a red cat" and first.pictures[0].size == (32, 32)
     seedx.chat([ask(shown, "what is there?"), first.message, ask("is there a dog?")], **STEPS)
-    (before, _), (after, images) = asked
+    (before, alone), (after, images) = asked
+    assert alone["generator"].initial_seed() == 3, "what a picture is drawn from depends on the seed alone"
     assert torch.equal(after[0, : before.shape[1]], before[0]) and len(images["image_embeds"]) == 1
     assert images["embeds_cmp_mask"].tolist() == [True] and after.shape[1] > before.shape[1] + 64
     monkeypatch.undo()

@@ -1,5 +1,7 @@
 """What stage 2 of the de-tokenizer is trained on."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -34,6 +36,17 @@ def test_some_are_plain_and_most_show_the_other_side_of_an_edit(pairs, detokeniz
     drawn_side = nearest(batch["latents"][-edits:], both)
     shown_side = nearest(batch["condition"][-edits:] * vae.config.scaling_factor, both)
     assert torch.equal((drawn_side - shown_side).abs(), torch.full((edits,), 12))  # the same edit, the other side
+
+
+def test_processes_share_the_edits_of_a_step(pairs, monkeypatch):
+    """Bug: of two processes with two samples each, neither has a picture that is no edit."""
+    counts = []
+    for rank in range(2):
+        team = SimpleNamespace(process_index=rank, num_processes=2)
+        monkeypatch.setattr("seedx_lite.training.detokenizer.processes", lambda team=team: team)
+        condition = pairs.batch(2, torch.Generator().manual_seed(0))["condition"]
+        counts.append(int(condition.flatten(1).any(1).sum()))
+    assert counts == [1, 2] and sum(counts) == EDITS * 4
 
 
 def test_what_an_edit_leaves_alone_counts_more(pairs):
