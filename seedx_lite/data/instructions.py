@@ -103,7 +103,7 @@ def _missing(scene: Scene, choose: Choices) -> tuple[str, str]:
     there; no held-out combination."""
     there = {(thing.kind, thing.colour) for thing in scene.things} | HELD_OUT
     present = tuple(kind for kind in KINDS if any(thing.kind == kind for thing in scene.things))
-    kinds = choose.pick([present, tuple(kind for kind in KINDS if kind not in present)])
+    kinds = choose.pick(filter(None, (present, tuple(kind for kind in KINDS if kind not in present))))
     return choose.pick([(k, c) for k in kinds for c in COLOURS if (k, c) not in there])
 
 

@@ -45,6 +45,11 @@ def worded_success(edit: Edit, read: Scene) -> bool:
     return done and (read.sky, read.ground) == (edit.target.sky, edit.target.ground)
 
 
+def worded_content(scene: Scene) -> tuple[str, str, Counter]:
+    """What a full caption says of a scene, but for the order of things within one third."""
+    return scene.sky, scene.ground, Counter(thing.content for thing in scene.things)
+
+
 def worded_outside(edit: Edit, outside: np.ndarray) -> np.ndarray:
     """The mask [H, W] of what such an edit leaves alone: without the third in which a thing is added or moved to, and
     `REACH` beside it."""
@@ -80,31 +85,46 @@ def held_edits(count: int, size: tuple[int, int], split: str = "test") -> tuple[
 
 
 def judge_edits(
-    edits: Sequence[Edit], drawn: DrawnEdits, pictures: Sequence[np.ndarray], reader: SceneReader, worded: bool = False
+    edits: Sequence[Edit],
+    drawn: DrawnEdits,
+    pictures: Sequence[np.ndarray],
+    reader: SceneReader,
+    worded: bool = False,
+    made: Sequence[bool] | None = None,
 ) -> dict[str, dict[str, float]]:
     """`success` and `outside_error` of pictures that should be the targets: means with intervals; also `success` by
-    kind of edit. worded: by what words tell of an edit."""
-    return summarise_edits(edits, score_edits(edits, drawn, pictures, reader, worded))
+    kind of edit. worded: by what words tell of an edit; then also `right`, whether the whole scene is. made: which
+    edits have a picture of their own (all); the others are the source, whose error outside does not count."""
+    return summarise_edits(edits, score_edits(edits, drawn, pictures, reader, worded, made))
 
 
 def score_edits(
-    edits: Sequence[Edit], drawn: DrawnEdits, pictures: Sequence[np.ndarray], reader: SceneReader, worded: bool = False
+    edits: Sequence[Edit],
+    drawn: DrawnEdits,
+    pictures: Sequence[np.ndarray],
+    reader: SceneReader,
+    worded: bool = False,
+    made: Sequence[bool] | None = None,
 ) -> dict[str, list[float]]:
-    """`success` of each edit, 1 or 0, and `outside_error` of each that has an outside. worded: see `judge_edits`."""
+    """`success` of each edit, 1 or 0, and `outside_error` of each that has an outside. worded, made: see
+    `judge_edits`."""
     masks = drawn.outside
     if worded:
         masks = [worded_outside(*pair) for pair in zip(edits, masks, strict=True)]
     done, read = worded_success if worded else success, read_scenes(reader, pictures)
-    rows = zip(drawn.target, pictures, masks, strict=True)
-    return {
-        "success": [float(done(*pair)) for pair in zip(edits, read, strict=True)],
-        "outside_error": [outside_error(*row) for row in rows if row[2].any()],
+    rows = zip(made or [True] * len(edits), drawn.target, pictures, masks, strict=True)
+    pairs = list(zip(edits, read, strict=True))
+    scores = {
+        "success": [float(done(*pair)) for pair in pairs],
+        "outside_error": [outside_error(*row) for counts, *row in rows if counts and row[2].any()],
     }
+    right = [float(worded_content(scene) == worded_content(edit.target)) for edit, scene in pairs]
+    return scores | {"right": right} if worded else scores
 
 
 def summarise_edits(edits: Sequence[Edit], scores: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """Means of `score_edits` with intervals; also of `success` by kind of edit."""
-    told = {metric: bootstrap([(one, 1) for one in values]) for metric, values in scores.items()}
+    told = {metric: bootstrap([(one, 1) for one in values]) for metric, values in scores.items() if values}
     for kind in sorted({edit.kind for edit in edits}):
         same = [one for one, edit in zip(scores["success"], edits, strict=True) if edit.kind == kind]
         told[kind] = bootstrap([(one, 1) for one in same])

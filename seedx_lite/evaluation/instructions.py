@@ -1,6 +1,7 @@
 """The records of instruction tuning: does a dialogue follow what is asked, in its first turn and in later ones, and is
 an edit done that words ask for?"""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from .answers import Told, one_of_each
 from .any_resolution import COUNT as GRID_SCENES
 from .any_resolution import measure_grids, trained_grids
 from .detokenizer import tolerance_of
-from .editing import edit_ceiling, edited, held_edits, judge_edits
+from .editing import edit_ceiling, edited, held_edits, judge_edits, worded_content
 from .images import box_iou
 from .mllm import FIRST, SCENES, about, measure_detection, measure_questions
 from .reconstruction import Target, judge, reconstruct
@@ -37,6 +38,7 @@ from .statistics import bootstrap, interval, mean_differences
 from .variants import CAPTION_STEPS, EDITING, GUIDANCE, STEPS
 
 CHAT_RECORD, EDIT_RECORD = "sft_chat", "sft_edit"
+TALKS = 3  # dialogues about each scene
 CHAINS, LENGTH = 128, 5  # chains of edits, and edits in each
 SAMPLER = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE}
 
@@ -54,6 +56,7 @@ def evaluate_chat(
     drawn = [_picture(reply, preset) for reply in seedx.replies(asked, seed, **SAMPLER)]
     instrument = SceneReader.from_pretrained(reader)
     record = about(preset, folders, reader, seed, len(wanted)) | {
+        "tolerance": 0.0,  # answers are compared, not numbers
         "followed": measure_dialogues(seedx, wanted, shown, seed),
         "questions": measure_questions(instructed, wanted, shown),
         "detection": measure_detection(instructed, wanted, shown),
@@ -89,10 +92,11 @@ class Instructed:
 
 
 def measure_dialogues(
-    seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image], seed: int
+    seedx: SeedX, wanted: Sequence[Scene], shown: Sequence[Image.Image], seed: int, talks: int = TALKS
 ) -> dict[str, Told]:
-    """Shares of answers that do what is asked, by turn ("1", "2", …) and form. In each dialogue every turn is of a
-    random form, and the model's own answers, right or wrong, are its history."""
+    """Shares of answers that do what is asked, by turn ("1", "2", …) and form, in `talks` dialogues about each scene.
+    In each every turn is of a random form, and the model's own answers, right or wrong, are its history."""
+    count, wanted, shown = len(wanted), [*wanted] * talks, [*shown] * talks
     histories: list[list[dict[str, Any]]] = [[] for _ in wanted]
     told: dict[str, Told] = {}
     sources = [np.random.default_rng([seed, place]) for place in range(len(wanted))]
@@ -106,13 +110,15 @@ def measure_dialogues(
             turns.append((form, turn))
             histories[place].append(_user(*([shown[place]] if number == 0 else []), turn.question))
         replies = seedx.replies(histories, seed, **SAMPLER)
-        rows: dict[str, list[tuple[bool, int]]] = {}
+        rows: dict[str, dict[int, list[bool]]] = {}  # by form and scene, since intervals are over scenes
         for place, ((form, turn), reply) in enumerate(zip(turns, replies, strict=True)):
             right = followed(form, turn.answer, reply, wanted[place])
             for name in (form, "all"):
-                rows.setdefault(name, []).append((right, 1))
+                rows.setdefault(name, {}).setdefault(place % count, []).append(right)
             histories[place].append(reply.message)
-        told[str(number + 1)] = {name: bootstrap(row) for name, row in rows.items()}
+        told[str(number + 1)] = {
+            name: bootstrap([(sum(some), len(some)) for some in row.values()]) for name, row in rows.items()
+        }
     return told
 
 
@@ -159,14 +165,20 @@ def evaluate_edit(
         "real": edited(seedx.detokenizer, drawn, True, seed, **EDITING, quick=True),
     }
     record = about(preset, folders, reader, seed, count)
-    record |= {name: judge_edits(edits, drawn, some, instrument, worded=True) for name, some in pictures.items()}
+    made = {"ours": [bool(reply.pictures) for reply in replies]}
+    for name, some in pictures.items():
+        record[name] = judge_edits(edits, drawn, some, instrument, worded=True, made=made.get(name))
     record["chains"] = measure_chains(seedx, instrument, preset, seed, min(CHAINS, count))
     record["ceiling"] = edit_ceiling(seedx.detokenizer.vae, instrument, count, preset.size, worded=True)
-    record["drawn"] = bootstrap([(bool(reply.pictures), 1) for reply in replies])
+    record["drawn"] = bootstrap([(one, 1) for one in made["ours"]])
     record["refused"] = measure_refusals(seedx, edits)
     record["first"] = (numbers := first_edits(seedx, edits, seed))
-    again = on_threads(lambda: mean_differences(numbers, first_edits(seedx, edits, seed)))
-    record["tolerance"] = tolerance_of(again)
+
+    def repeat(seedx: SeedX) -> dict[str, float]:
+        return mean_differences(numbers, first_edits(seedx, edits, seed))
+
+    shipped = SeedX(copy.deepcopy(seedx.model).half().float(), seedx.processor.layout, seedx.detokenizer)
+    record["tolerance"] = tolerance_of(on_threads(lambda: repeat(seedx)) | {"float16 weights": repeat(shipped)})
     return save_record(EDIT_RECORD, record | {"seconds": time.perf_counter() - began}, runs)
 
 
@@ -191,9 +203,9 @@ def measure_chains(
     seedx: SeedX, instrument: SceneReader, preset: Preset, seed: int, count: int
 ) -> list[dict[str, Any]]:
     """Chains of `LENGTH` edits, each made of the picture before, a row for each step: the share of scenes that are
-    `right` in all that a full caption tells, and the `drift`, the mean absolute difference per channel to the true
-    picture, in levels. Beside it the de-tokenizer alone, with the embeddings of the true pictures upon its own last one
-    (`real`, `real_drift`), and the VAE with the true pictures (`ceiling`, `ceiling_drift`)."""
+    `right` in all that words tell of them (`worded_content`), and the `drift`, the mean absolute difference per channel
+    to the true picture, in levels. Beside it the de-tokenizer alone, with the embeddings of the true pictures upon its
+    own last one (`real`, `real_drift`), and the VAE with the true pictures (`ceiling`, `ceiling_drift`)."""
     chains = [sample_chain(index, LENGTH, "test", size=preset.size) for index in range(count)]
     pictures, vae, rows = [render(chain[0].source) for chain in chains], seedx.detokenizer.vae, []
     alone = pictures
@@ -208,7 +220,8 @@ def measure_chains(
         ours = np.stack([np.asarray(one) for one in pictures])
         for name, some in (("", ours), ("real", np.stack(drawn)), ("ceiling", round_trips(vae, wanted))):
             read = read_scenes(instrument, list(some))
-            right = [one.content == edit.target.content for one, edit in zip(read, edits, strict=True)]
+            pairs = zip(read, edits, strict=True)
+            right = [worded_content(one) == worded_content(edit.target) for one, edit in pairs]
             drift = np.abs(some.astype(float) - wanted).mean((1, 2, 3)).tolist()
             row[name or "right"] = bootstrap([(one, 1) for one in right])
             row[f"{name}_drift".strip("_")] = interval(drift)

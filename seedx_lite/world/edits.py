@@ -25,7 +25,8 @@ from .scene import Scene, Thing, is_clear, most_things, sample_scene, sample_thi
 EDITS = ("recolour", "remove", "add", "replace", "move", "pose", "sky", "ground")
 _NEEDS_ROOM = ("remove", "add")  # for a second thing
 _TRIES = 6  # changes tried on one scene before the next is taken
-_CHAIN_TRIES = 500  # for each edit of a chain
+_CHAIN_TRIES = 500  # for each edit of a chain,
+_KIND_TRIES = 20  # so many of them of one kind: one after the other would favour the easy kinds
 _STRIDE = 7_919_003  # to the next scene; prime, so that the walk visits the whole split
 
 Box = tuple[float, float, float, float]
@@ -74,13 +75,16 @@ def sample_chain(
     they show is of the split; where a scene has no such neighbour left, the chain starts from another one."""
     edits = [sample_edit(index, split, mix, size)]
     start, stop = world.SEED_RANGES[split]
-    choose = Choices(np.random.default_rng([start + index, world.MIXES.index(mix), 2]))
+    choose, kind, left = Choices(np.random.default_rng([start + index, world.MIXES.index(mix), 2])), "", 0
     for _ in range(_CHAIN_TRIES * length):
         if len(edits) >= length:
             return tuple(edits[:length])
-        edit = _CHANGES[choose.pick(_possible(size))](edits[-1].target, choose)
+        if left == 0:
+            kind, left = choose.pick(_possible(size)), _KIND_TRIES
+        edit, left = _CHANGES[kind](edits[-1].target, choose), left - 1
         if edit is not None and is_clear(edit.target) and split_of(edit.target) == split:
             edits.append(edit)
+            left = 0
     return sample_chain((index + _STRIDE) % (stop - start), length, split, mix, size)
 
 

@@ -23,7 +23,7 @@ from seedx_lite.world.draw import render
 from seedx_lite.world.edits import sample_chain, sample_edit
 from seedx_lite.world.language import box_to_tokens, full_caption, references
 from seedx_lite.world.questions import questions
-from seedx_lite.world.scene import COLOURS, HELD_OUT, KINDS, PLACES, sample_scene
+from seedx_lite.world.scene import COLOURS, HELD_OUT, KINDS, PLACES, POSES, Scene, Thing, sample_scene
 
 SIZE = (32, 32)
 
@@ -128,6 +128,17 @@ def test_edits_of_what_is_not_there_are_worded_as_others():
         named = [word for word in turn.question.split() if word in COLOURS]
         assert len(set(named)) == len(named) or "replace" in turn.question or "into" in turn.question, "no change"
         assert not any(pair in turn.question for pair in held_out)
+
+
+def test_a_scene_with_things_of_every_kind():
+    """Bug: nothing of another kind is missing there, and a training ends."""
+    places = np.linspace(0.05, 0.95, len(KINDS))
+    things = [
+        Thing(kind, COLOURS[0], x, 0.9, 0.2, pose=POSES[0] if kind == "person" else None)
+        for kind, x in zip(KINDS, places, strict=True)
+    ]
+    turn = absent_edit(Scene(tuple(things), width=3 * SIZE[0], height=SIZE[1]), np.random.default_rng(0))
+    assert turn.answer.endswith("is not here.") and COLOURS[0] not in turn.answer
 
 
 def without_names(instruction):

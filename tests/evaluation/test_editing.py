@@ -5,7 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from seedx_lite.evaluation.editing import held_edits, outside_error, success, worded_outside, worded_success
+from seedx_lite.evaluation import editing
+from seedx_lite.evaluation.editing import (
+    held_edits,
+    judge_edits,
+    outside_error,
+    success,
+    worded_content,
+    worded_outside,
+    worded_success,
+)
 from seedx_lite.world.edits import EDITS, Edit, sample_edit
 from seedx_lite.world.scene import COLOURS, Scene, Thing
 
@@ -65,3 +74,19 @@ def test_words_tell_no_more_of_a_place_than_its_third():
     columns = worded_outside(edit, mask).all(0)
     assert columns[:10].all() and not columns[11:].any()
     assert worded_outside(replace(edit, kind="remove"), mask).all() and mask.all()
+    there, other = (
+        Scene((replace(cat, x=x), replace(ball, x=0.2))) for x in (0.1, 0.3)
+    )  # one of them left of the other
+    assert there.content != other.content and worded_content(there) == worded_content(other)
+    assert worded_content(there) != worded_content(Scene((replace(cat, x=0.1), ball)))
+
+
+def test_what_was_not_edited_has_no_error_outside(monkeypatch):
+    """Bug: a model that leaves pictures as they are is praised for what it has not touched."""
+    edits, drawn = held_edits(6, (32, 32))
+    monkeypatch.setattr(editing, "read_scenes", lambda reader, pictures: [edit.source for edit in edits])
+    pictures = [np.full_like(drawn.source[0], 255), *drawn.source[1:]]
+    told, all_of_them = (judge_edits(edits, drawn, pictures, None, True, made) for made in ([True] + 5 * [False], None))
+    assert told["outside_error"]["mean"] > 2 * all_of_them["outside_error"]["mean"] > 0
+    assert told["success"] == all_of_them["success"] and told["right"]["mean"] == 0
+    assert "outside_error" not in judge_edits(edits, drawn, pictures, None, True, 6 * [False])

@@ -1,6 +1,5 @@
 """The records of instruction tuning: judged by the truth, with histories that are the model's own."""
 
-import json
 import types
 
 import numpy as np
@@ -16,6 +15,7 @@ from seedx_lite.evaluation import any_resolution, instructions
 from seedx_lite.evaluation.any_resolution import SHARE, measure_grids
 from seedx_lite.evaluation.instructions import Instructed, followed, measure_dialogues
 from seedx_lite.evaluation.mllm import measure_detection, measure_questions
+from seedx_lite.evaluation.records import load_record
 from seedx_lite.pipelines.dialogue import reply
 from seedx_lite.presets import load_preset
 from seedx_lite.world.draw import render
@@ -82,11 +82,11 @@ class Oracle:
 def test_dialogues_go_on_with_the_models_own_answers():
     """Bugs: the picture shown again in each turn; the truth in place of what the model has said; turns mixed up."""
     oracle = Oracle(wrong=2)
-    told = measure_dialogues(oracle, SCENES, SHOWN, 0)
+    told = measure_dialogues(oracle, SCENES, SHOWN, 0, talks=2)
     assert [told[str(turn)]["all"]["mean"] for turn in range(1, MOST_TURNS + 1)] == [1, 0, 1]
     for number, histories in enumerate(oracle.histories):
-        assert [len(history) for history in histories] == [2 * number + 1] * len(SCENES)
-        assert all(sum(m["content"][0] is SHOWN[k] for m in h) == 1 for k, h in enumerate(histories))
+        assert [len(history) for history in histories] == [2 * number + 1] * 2 * len(SCENES)
+        assert all(sum(m["content"][0] is SHOWN[k % 12] for m in h) == 1 for k, h in enumerate(histories))
     assert all(history[3]["content"] == ["no idea"] for history in oracle.histories[2])
 
 
@@ -145,7 +145,7 @@ def test_records(target, runs):
     """Bug: a record that says nothing of its weights, or lacks a baseline."""
     few = ["data.train_scenes=24", "data.second_scenes=24"]
     assert main(["evaluate", target, "--preset", "smoke", "--runs", str(runs), *few]) == 0
-    record = json.loads(next(runs.rglob(f"sft_{target}*.json")).read_text())
+    record = load_record(f"sft_{target}", "smoke", 0, runs)
     assert {"vit", "sdxl", "reader", "adapter", "mllm"} <= record["artifacts"].keys() and record["scenes"] == 16
     if target == "chat":
         assert {"1", "2", "3"} == record["followed"].keys() and "f1" in record["drawing"]
