@@ -74,9 +74,8 @@ def test_words_tell_no_more_of_a_place_than_its_third():
     columns = worded_outside(edit, mask).all(0)
     assert columns[:10].all() and not columns[11:].any()
     assert worded_outside(replace(edit, kind="remove"), mask).all() and mask.all()
-    there, other = (
-        Scene((replace(cat, x=x), replace(ball, x=0.2))) for x in (0.1, 0.3)
-    )  # one of them left of the other
+    # The cat left of the ball, and right of it
+    there, other = (Scene((replace(cat, x=x), replace(ball, x=0.2))) for x in (0.1, 0.3))
     assert there.content != other.content and worded_content(there) == worded_content(other)
     assert worded_content(there) != worded_content(Scene((replace(cat, x=0.1), ball)))
 
