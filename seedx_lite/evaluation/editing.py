@@ -37,8 +37,7 @@ def worded_success(edit: Edit, read: Scene) -> bool:
     or moved counts anywhere in it."""
     if edit.kind not in ("add", "move"):
         return success(edit, read)
-    wanted, seen = (Counter(thing.content for thing in scene.things) for scene in (edit.target, read))
-    old = Counter(thing.content for thing in edit.source.things)
+    wanted, seen, old = map(_contents, (edit.target, read, edit.source))
     done = all(seen[one] >= wanted[one] for one in wanted - old) and all(
         seen[one] <= wanted[one] for one in old - wanted
     )
@@ -47,7 +46,11 @@ def worded_success(edit: Edit, read: Scene) -> bool:
 
 def worded_content(scene: Scene) -> tuple[str, str, Counter]:
     """What a full caption says of a scene, but for the order of things within one third."""
-    return scene.sky, scene.ground, Counter(thing.content for thing in scene.things)
+    return scene.sky, scene.ground, _contents(scene)
+
+
+def _contents(scene: Scene) -> Counter:
+    return Counter(thing.content for thing in scene.things)
 
 
 def worded_outside(edit: Edit, outside: np.ndarray) -> np.ndarray:
@@ -84,18 +87,9 @@ def held_edits(count: int, size: tuple[int, int], split: str = "test") -> tuple[
     return [sample_edit(index, split, "narrow", size) for index in range(count)], draw_edits(split, count, size=size)
 
 
-def judge_edits(
-    edits: Sequence[Edit],
-    drawn: DrawnEdits,
-    pictures: Sequence[np.ndarray],
-    reader: SceneReader,
-    worded: bool = False,
-    made: Sequence[bool] | None = None,
-) -> dict[str, dict[str, float]]:
-    """`success` and `outside_error` of pictures that should be the targets: means with intervals; also `success` by
-    kind of edit. worded: by what words tell of an edit; then also `right`, whether the whole scene is. made: which
-    edits have a picture of their own (all); the others are the source, whose error outside does not count."""
-    return summarise_edits(edits, score_edits(edits, drawn, pictures, reader, worded, made))
+def judge_edits(edits: Sequence[Edit], *shown: Any, **options: Any) -> dict[str, dict[str, float]]:
+    """`score_edits` of the same arguments, summarised."""
+    return summarise_edits(edits, score_edits(edits, *shown, **options))
 
 
 def score_edits(
@@ -106,8 +100,9 @@ def score_edits(
     worded: bool = False,
     made: Sequence[bool] | None = None,
 ) -> dict[str, list[float]]:
-    """`success` of each edit, 1 or 0, and `outside_error` of each that has an outside. worded, made: see
-    `judge_edits`."""
+    """Pictures that should be the targets: `success` of each edit, 1 or 0, and `outside_error` of each that has an
+    outside. worded: by what words tell of an edit; then also `right`, whether the whole scene is. made: which edits
+    have a picture of their own (all); the others are the source, whose error outside does not count."""
     masks = drawn.outside
     if worded:
         masks = [worded_outside(*pair) for pair in zip(edits, masks, strict=True)]
@@ -118,8 +113,9 @@ def score_edits(
         "success": [float(done(*pair)) for pair in pairs],
         "outside_error": [outside_error(*row) for counts, *row in rows if counts and row[2].any()],
     }
-    right = [float(worded_content(scene) == worded_content(edit.target)) for edit, scene in pairs]
-    return scores | {"right": right} if worded else scores
+    if worded:
+        scores["right"] = [float(worded_content(scene) == worded_content(edit.target)) for edit, scene in pairs]
+    return scores
 
 
 def summarise_edits(edits: Sequence[Edit], scores: dict[str, list[float]]) -> dict[str, dict[str, float]]:

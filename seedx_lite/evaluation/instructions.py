@@ -165,12 +165,13 @@ def evaluate_edit(
         "real": edited(seedx.detokenizer, drawn, True, seed, **EDITING, quick=True),
     }
     record = about(preset, folders, reader, seed, count)
-    made = {"ours": [bool(reply.pictures) for reply in replies]}
+    made = [bool(reply.pictures) for reply in replies]
     for name, some in pictures.items():
-        record[name] = judge_edits(edits, drawn, some, instrument, worded=True, made=made.get(name))
+        options = {"made": made} if name == "ours" else {}
+        record[name] = judge_edits(edits, drawn, some, instrument, worded=True, **options)
     record["chains"] = measure_chains(seedx, instrument, preset, seed, min(CHAINS, count))
     record["ceiling"] = edit_ceiling(seedx.detokenizer.vae, instrument, count, preset.size, worded=True)
-    record["drawn"] = bootstrap([(one, 1) for one in made["ours"]])
+    record["drawn"] = bootstrap([(one, 1) for one in made])
     record["refused"] = measure_refusals(seedx, edits)
     record["first"] = (numbers := first_edits(seedx, edits, seed))
 
