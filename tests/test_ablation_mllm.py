@@ -142,7 +142,8 @@ def test_scenes_alike_differ_in_what_captions_leave_open():
 def test_flow_matching_draws_what_it_was_shown():
     """Bugs: time or noise turned round; a velocity on another scale; drawing that does not follow its training."""
     torch.manual_seed(0)
-    head, states = FlowResampler(2, 16, 2, kv_dim=8), torch.randn(2, 4, 8)
+    head = FlowResampler(grid_size=2, embed_dim=16, num_heads=2, kv_dim=8)
+    states = torch.randn(2, 4, 8)
     targets = torch.randn(2, 4, 16)
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     for _ in range(400):

@@ -133,46 +133,57 @@ class FlowResampler(nn.Module):
     """Visual embeddings drawn from noise by flow matching (arXiv 2210.02747), in place of one prediction: SEED-X
     regresses to their mean; later models (BLIP3-o, arXiv 2505.09568) do this.
 
-    On the straight way from noise to embeddings, `noisy` = (1 - time) · noise + time · embeddings, it tells the
-    velocity, embeddings - noise. Arguments as of `Resampler`; the queries of `depth` layers attend over the hidden
-    states and over each other.
+    The connector of regression reads the hidden states, and layers upon it see a point of the straight way from noise
+    to embeddings, `noisy` = (1 - time) · noise + time · embeddings, and tell the embeddings, and so the velocity,
+    (embeddings - noisy) / (1 - time).
+
+    Args:
+        depth: of the connector, a `DeepResampler` where there are several; the other settings are those of `Resampler`.
+        layers: how many see the noisy embeddings.
     """
 
     def __init__(
-        self, grid_size: int, embed_dim: int, num_heads: int, kv_dim: int | None = None, depth: int = 1, ff_mult=4
+        self, embed_dim: int, num_heads: int, depth: int = 1, layers: int = 2, ff_mult: int = 4, **settings
     ) -> None:
         super().__init__()
-        self.register_buffer("pos_embed", sincos_table(grid_size, embed_dim))
-        self.kv_proj = nn.Linear(kv_dim or embed_dim, embed_dim, bias=False)
+        settings |= {"embed_dim": embed_dim, "num_heads": num_heads}
+        self.connector = DeepResampler(depth=depth, **settings) if depth > 1 else Resampler(**settings)
         self.noisy_proj = nn.Linear(embed_dim, embed_dim)
         self.time_mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
+        self.register_buffer("pos_embed", sincos_table(settings["grid_size"], embed_dim))
         sizes, hidden = (embed_dim, embed_dim // num_heads, num_heads), embed_dim * ff_mult
-        layers = ((PerceiverAttention(*sizes), feed_forward(embed_dim, hidden)) for _ in range(depth))
-        self.layers = nn.ModuleList(map(nn.ModuleList, layers))
+        pairs = ((PerceiverAttention(*sizes), feed_forward(embed_dim, hidden)) for _ in range(layers))
+        self.layers = nn.ModuleList(map(nn.ModuleList, pairs))
         self.out = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim))
 
     def forward(self, x: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
-        """x [B, L, K], noisy [B, Q, D], time [B] in 0..1 → velocity [B, Q, D]."""
+        """x [B, L, K], noisy [B, Q, D], time [B] in 0..1 → embeddings [B, Q, D], the mean of what they may be."""
+        return self.denoised(self.connector(x), noisy, time)
+
+    def denoised(self, read: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """As `forward`, of what the connector has read, [B, Q, D]."""
         told = get_timestep_embedding(1000 * time, noisy.shape[2]).to(noisy)  # [B, D]
-        latents = self.noisy_proj(noisy) + self.pos_embed + self.time_mlp(told)[:, None]
-        context = self.kv_proj(x) + resize_table(self.pos_embed, x.shape[1])
+        latents = read + self.noisy_proj(noisy) + self.pos_embed + self.time_mlp(told)[:, None]
         for attention, mlp in self.layers:
-            latents = latents + attention(context, latents)
+            latents = latents + attention(read, latents)
             latents = latents + mlp(latents)
-        return self.out(latents)
+        return read + self.out(latents)
 
     def errors(self, x: Tensor, target: Tensor) -> Tensor:
-        """Squared errors of the velocity [B, Q, D] for embeddings `target` of about unit size, at random times."""
+        """Squared errors [B, Q, D] for embeddings `target` of about unit size, at random times: those of the velocity,
+        times (1 - time)², so that early times count, at which there is most to read in the hidden states."""
         noise, time = torch.randn_like(target), torch.rand(len(target)).to(target)
         share = time[:, None, None]
-        return (self(x, (1 - share) * noise + share * target, time) - (target - noise)).square()
+        return (self(x, (1 - share) * noise + share * target, time) - target).square()
 
     @torch.no_grad()
     def draw(self, x: Tensor, generator: torch.Generator | None = None, steps: int = 25) -> Tensor:
         """Embeddings [B, Q, D] for hidden states x [B, L, K], in so many equal steps."""
-        noisy = torch.randn(len(x), *self.pos_embed.shape, generator=generator).to(x)
+        read = self.connector(x)
+        noisy = torch.randn(read.shape, generator=generator).to(x)
         for step in range(steps):
-            noisy = noisy + self(x, noisy, noisy.new_full((len(x),), step / steps)) / steps
+            told = self.denoised(read, noisy, noisy.new_full((len(x),), step / steps))
+            noisy = noisy + (told - noisy) / (steps - step)
         return noisy
 
 
