@@ -6,6 +6,7 @@
 Axes: B batch, L incoming tokens, Q queries, K channels of the incoming tokens, D channels inside, H heads.
 """
 
+import itertools
 import math
 
 import torch
@@ -140,12 +141,14 @@ class FlowResampler(nn.Module):
     Args:
         depth: of the connector, a `DeepResampler` where there are several; the other settings are those of `Resampler`.
         layers: how many see the noisy embeddings.
+        shift: how much earlier than evenly spread the times are, see `early`.
     """
 
     def __init__(
-        self, embed_dim: int, num_heads: int, depth: int = 1, layers: int = 2, ff_mult: int = 4, **settings
+        self, embed_dim: int, num_heads: int, depth: int = 1, layers: int = 2, shift: float = 8.0, ff_mult=4, **settings
     ) -> None:
         super().__init__()
+        self.shift = shift
         settings |= {"embed_dim": embed_dim, "num_heads": num_heads}
         self.connector = DeepResampler(depth=depth, **settings) if depth > 1 else Resampler(**settings)
         self.noisy_proj = nn.Linear(embed_dim, embed_dim)
@@ -170,20 +173,27 @@ class FlowResampler(nn.Module):
         return read + self.out(latents)
 
     def errors(self, x: Tensor, target: Tensor) -> Tensor:
-        """Squared errors [B, Q, D] for embeddings `target` of about unit size, at random times: those of the velocity,
-        times (1 - time)², so that early times count, at which there is most to read in the hidden states."""
-        noise, time = torch.randn_like(target), torch.rand(len(target)).to(target)
+        """Squared errors [B, Q, D] for embeddings `target` of about unit size, at random times of which most are early:
+        those of the velocity, times (1 - time)²."""
+        noise, time = torch.randn_like(target), self.early(torch.rand(len(target))).to(target)
         share = time[:, None, None]
         return (self(x, (1 - share) * noise + share * target, time) - target).square()
 
+    def early(self, time: Tensor) -> Tensor:
+        """Even times in 0..1 moved towards 0, as is done for large latents (arXiv 2403.03206). A quarter of the way, so
+        many noisy embeddings tell all of a picture, and a head that is asked there learns to do without hidden states.
+        """
+        return time / (time + self.shift * (1 - time))
+
     @torch.no_grad()
     def draw(self, x: Tensor, generator: torch.Generator | None = None, steps: int = 25) -> Tensor:
-        """Embeddings [B, Q, D] for hidden states x [B, L, K], in so many equal steps."""
+        """Embeddings [B, Q, D] for hidden states x [B, L, K], in so many steps, the first ones small."""
         read = self.connector(x)
         noisy = torch.randn(read.shape, generator=generator).to(x)
-        for step in range(steps):
-            told = self.denoised(read, noisy, noisy.new_full((len(x),), step / steps))
-            noisy = noisy + (told - noisy) / (steps - step)
+        times = self.early(torch.linspace(0, 1, steps + 1)).to(x)
+        for now, then in itertools.pairwise(times):
+            told = self.denoised(read, noisy, now.expand(len(x)))
+            noisy = noisy + (then - now) / (1 - now) * (told - noisy)
         return noisy
 
 
