@@ -194,8 +194,8 @@ def seed_panels(
     """One panel for each title of `values`: for each variant a dot for each seed and a bar up to their mean. A dashed
     line where `ceilings` has the title. Scales start at zero; panels of errors and of shares may stand side by side."""
     rows = math.ceil(len(values) / columns)
-    wide = min(columns, len(values))
-    figure, panels = plt.subplots(rows, wide, figsize=(1.9 * wide, 2.2 * rows), squeeze=False, layout="constrained")
+    wide, width = min(columns, len(values)), max(1.9, 0.46 * max(map(len, values.values()), default=0))
+    figure, panels = plt.subplots(rows, wide, figsize=(width * wide, 2.2 * rows), squeeze=False, layout="constrained")
     for axes in panels.flat[len(values) :]:
         axes.set_axis_off()
     for axes, (title, variants) in zip(panels.flat, values.items(), strict=False):
