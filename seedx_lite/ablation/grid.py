@@ -27,7 +27,7 @@ import torch
 from seedx_lite.artifacts import project_path, read_manifest
 from seedx_lite.data.formats import replacing
 from seedx_lite.data.pictures import to_sheet
-from seedx_lite.evaluation.claims import verdicts
+from seedx_lite.evaluation.claims import unlike_pairs, verdicts
 from seedx_lite.evaluation.records import SHIPPED, load_record, record_path, save_record, training_minutes
 from seedx_lite.pipelines.detokenizer import DetokenizerPipeline
 from seedx_lite.presets import TrainConfig, load_preset
@@ -176,6 +176,8 @@ class Grid:
         told |= self.surroundings()
         judged = verdicts(self.by_contrast(told), told["ceilings"], self.claims)
         told["verdicts"] = [asdict(one) | {"told": str(one)} for one in judged]
+        if unlike := unlike_pairs(told, self.claims):
+            print(f"trained in unlike precisions, though compared: {', '.join(unlike)}; move one away to train it anew")
         return save_record(self.record, told, self.runs)
 
     def surroundings(self) -> dict[str, Any]:

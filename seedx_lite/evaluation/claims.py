@@ -1,6 +1,6 @@
 """Verdicts on the paper's claims, by the rules of `claims.yaml`, which were fixed before the experiments."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,21 @@ def read_rules() -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     return OmegaConf.to_container(OmegaConf.load(RULES))
+
+
+def unlike_pairs(record: Mapping[str, Any], claims: Iterable[str]) -> list[str]:
+    """Pairs of cells that claims compare, of which one was trained in fp32 and one in bf16, as its machine allowed."""
+    pairs = {tuple(part["contrast"]) for claim in claims for part in read_rules()[claim]["parts"].values()}
+    types = {
+        name: {seed: cell["dtype"] for seed, cell in cells.items() if "dtype" in cell}
+        for name, cells in record["cells"].items()
+    }
+    return [
+        f"{first} and {second}, seed {seed}"
+        for first, second in sorted(pairs)
+        for seed, dtype in types.get(first, {}).items()
+        if types.get(second, {}).get(seed, dtype) != dtype
+    ]
 
 
 def judge(effect: Mapping[str, float], margin: float, want: str) -> str:

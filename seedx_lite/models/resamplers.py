@@ -135,32 +135,42 @@ class FlowResampler(nn.Module):
     regresses to their mean; later models (BLIP3-o, arXiv 2505.09568) do this.
 
     The connector of regression reads the hidden states, and layers upon it see a point of the straight way from noise
-    to embeddings, `noisy` = (1 - time) · noise + time · embeddings, and tell the embeddings, and so the velocity,
+    to embeddings, `noisy` = (1 - time) · noise + time · embeddings. They predict the embeddings, and so the velocity,
     (embeddings - noisy) / (1 - time).
 
     Args:
-        depth: of the connector, a `DeepResampler` where there are several; the other settings are those of `Resampler`.
+        grid_size, embed_dim, num_heads, kv_dim: as of `Resampler`.
+        depth: of the connector, a `DeepResampler` where it has several layers.
         layers: how many see the noisy embeddings.
         shift: how much earlier than evenly spread the times are, see `early`.
     """
 
     def __init__(
-        self, embed_dim: int, num_heads: int, depth: int = 1, layers: int = 2, shift: float = 8.0, ff_mult=4, **settings
+        self,
+        grid_size: int,
+        embed_dim: int,
+        num_heads: int,
+        kv_dim: int | None = None,
+        depth: int = 1,
+        layers: int = 2,
+        shift: float = 8.0,
+        ff_mult: int = 4,
     ) -> None:
         super().__init__()
         self.shift = shift
-        settings |= {"embed_dim": embed_dim, "num_heads": num_heads}
+        settings = {"grid_size": grid_size, "embed_dim": embed_dim, "num_heads": num_heads, "kv_dim": kv_dim}
         self.connector = DeepResampler(depth=depth, **settings) if depth > 1 else Resampler(**settings)
         self.noisy_proj = nn.Linear(embed_dim, embed_dim)
         self.time_mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
-        self.register_buffer("pos_embed", sincos_table(settings["grid_size"], embed_dim))
+        self.register_buffer("pos_embed", sincos_table(grid_size, embed_dim))
         sizes, hidden = (embed_dim, embed_dim // num_heads, num_heads), embed_dim * ff_mult
         pairs = ((PerceiverAttention(*sizes), feed_forward(embed_dim, hidden)) for _ in range(layers))
         self.layers = nn.ModuleList(map(nn.ModuleList, pairs))
         self.out = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim))
 
     def forward(self, x: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
-        """x [B, L, K], noisy [B, Q, D], time [B] in 0..1 → embeddings [B, Q, D], the mean of what they may be."""
+        """x [B, L, K], noisy [B, Q, D], time [B] in 0..1 → embeddings [B, Q, D], predicted: trained towards their mean,
+        given both."""
         return self.denoised(self.connector(x), noisy, time)
 
     def denoised(self, read: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
@@ -180,14 +190,15 @@ class FlowResampler(nn.Module):
         return (self(x, (1 - share) * noise + share * target, time) - target).square()
 
     def early(self, time: Tensor) -> Tensor:
-        """Even times in 0..1 moved towards 0, as is done for large latents (arXiv 2403.03206). A quarter of the way, so
-        many noisy embeddings tell all of a picture, and a head that is asked there learns to do without hidden states.
-        """
+        """Even times in 0..1 moved towards 0, as is done for high resolutions (arXiv 2403.03206, section 5.3.2). At
+        `lite`, 64 embeddings a quarter of the way to 1 tell most of a picture, and with even times the head learned to
+        leave the hidden states unread."""
         return time / (time + self.shift * (1 - time))
 
     @torch.no_grad()
     def draw(self, x: Tensor, generator: torch.Generator | None = None, steps: int = 25) -> Tensor:
-        """Embeddings [B, Q, D] for hidden states x [B, L, K], in so many steps, the first ones small."""
+        """Embeddings [B, Q, D] for hidden states x [B, L, K], in so many steps, the first ones small: with 25 and a
+        shift of 8 the last one goes from .75 to 1, to the mean of what is still open."""
         read = self.connector(x)
         noisy = torch.randn(read.shape, generator=generator).to(x)
         times = self.early(torch.linspace(0, 1, steps + 1)).to(x)

@@ -51,7 +51,7 @@ class MLLMVariant(Variation):
     n: int | None = None  # visual embeddings that are drawn
     standardise: bool = False  # targets of mean 0 and deviation 1 in each channel: pooling to fewer shrinks them
     connector: str = "one_layer"  # between hidden states and embeddings; or four layers, or one of as many parameters;
-    # or flow matching in place of regression, with one layer or four
+    # or flow matching in place of regression, upon one layer or four
 
     def __post_init__(self):
         if self.connector not in CONNECTORS:

@@ -10,7 +10,7 @@ from seedx_lite.ablation import mllm
 from seedx_lite.ablation.detokenizer import MAINS, STAGES, Cells
 from seedx_lite.ablation.grid import over_seeds, sheet_path
 from seedx_lite.artifacts import SHIPPED, project_path, read_manifest
-from seedx_lite.evaluation.claims import verdicts
+from seedx_lite.evaluation.claims import read_rules, unlike_pairs, verdicts
 from seedx_lite.evaluation.editing import edited, held_edits
 from seedx_lite.evaluation.reconstruction import Target, judge
 from seedx_lite.evaluation.records import load_record
@@ -116,6 +116,17 @@ def test_the_readme_tells_the_verdicts(grid):
         told = effect and f"{effect['mean']:+.4f} [{effect['low']:+.4f}, {effect['high']:+.4f}]".replace("-", "−")
         margin = "–" if one["margin"] is None else f"{one['margin']:.4f}"
         assert cells[3:] == [told or "–", margin, str(len(one["differences"])), f"**{one['verdict']}**"]
+
+
+@both
+def test_cells_are_compared_in_one_precision(grid):
+    """Bug: a difference between two machines in place of one between two variants."""
+    record = load_record(grid.record, "lite", runs="nowhere")
+    assert not unlike_pairs(record, grid.claims)
+    first, second = read_rules()[grid.claims[0]]["parts"].popitem()[1]["contrast"]
+    record["cells"][first]["0"] |= {"dtype": "bf16"}
+    record["cells"][second]["0"] |= {"dtype": "fp32"}
+    assert f"{first} and {second}, seed 0" in unlike_pairs(record, grid.claims)
 
 
 @both
