@@ -179,7 +179,7 @@ def test_flow_matching_goes_from_noise_to_embeddings():
     from noise to them, is known."""
 
     class Known(FlowResampler):
-        def denoised(self, read, noisy, time):
+        def forward(self, read, noisy, time):
             share = time[:, None, None]
             return 3 + 4 * share / ((1 - share) ** 2 + 4 * share**2) * (noisy - 3 * share)
 

@@ -8,6 +8,7 @@ Axes: B batch, L incoming tokens, Q queries, K channels of the incoming tokens, 
 
 import itertools
 import math
+from functools import partial
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -146,35 +147,23 @@ class FlowResampler(nn.Module):
     """
 
     def __init__(
-        self,
-        grid_size: int,
-        embed_dim: int,
-        num_heads: int,
-        kv_dim: int | None = None,
-        depth: int = 1,
-        layers: int = 2,
-        shift: float = 8.0,
-        ff_mult: int = 4,
+        self, grid_size: int, embed_dim: int, num_heads: int, kv_dim: int | None = None, depth=1, layers=2, shift=8.0
     ) -> None:
         super().__init__()
-        self.shift = shift
-        settings = {"grid_size": grid_size, "embed_dim": embed_dim, "num_heads": num_heads, "kv_dim": kv_dim}
-        self.connector = DeepResampler(depth=depth, **settings) if depth > 1 else Resampler(**settings)
+        self.shift, settings = shift, {"embed_dim": embed_dim, "num_heads": num_heads, "kv_dim": kv_dim}
+        kind = partial(DeepResampler, depth=depth) if depth > 1 else Resampler
+        self.connector = kind(grid_size=grid_size, **settings)
         self.noisy_proj = nn.Linear(embed_dim, embed_dim)
         self.time_mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
         self.register_buffer("pos_embed", sincos_table(grid_size, embed_dim))
-        sizes, hidden = (embed_dim, embed_dim // num_heads, num_heads), embed_dim * ff_mult
-        pairs = ((PerceiverAttention(*sizes), feed_forward(embed_dim, hidden)) for _ in range(layers))
+        sizes = embed_dim, embed_dim // num_heads, num_heads
+        pairs = ((PerceiverAttention(*sizes), feed_forward(embed_dim, 4 * embed_dim)) for _ in range(layers))
         self.layers = nn.ModuleList(map(nn.ModuleList, pairs))
         self.out = nn.Sequential(nn.LayerNorm(embed_dim), nn.Linear(embed_dim, embed_dim))
 
-    def forward(self, x: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
-        """x [B, L, K], noisy [B, Q, D], time [B] in 0..1 → embeddings [B, Q, D], predicted: trained towards their mean,
-        given both."""
-        return self.denoised(self.connector(x), noisy, time)
-
-    def denoised(self, read: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
-        """As `forward`, of what the connector has read, [B, Q, D]."""
+    def forward(self, read: Tensor, noisy: Tensor, time: Tensor) -> Tensor:
+        """read [B, Q, D], by the connector; noisy [B, Q, D]; time [B] in 0..1 → embeddings [B, Q, D], predicted:
+        trained towards their mean, given all three."""
         told = get_timestep_embedding(1000 * time, noisy.shape[2]).to(noisy)  # [B, D]
         latents = read + self.noisy_proj(noisy) + self.pos_embed + self.time_mlp(told)[:, None]
         for attention, mlp in self.layers:
@@ -183,11 +172,11 @@ class FlowResampler(nn.Module):
         return read + self.out(latents)
 
     def errors(self, x: Tensor, target: Tensor) -> Tensor:
-        """Squared errors [B, Q, D] for embeddings `target` of about unit size, at random times of which most are early:
-        those of the velocity, times (1 - time)²."""
+        """Squared errors [B, Q, D] for hidden states x [B, L, K] and embeddings `target` of about unit size, at random
+        times of which most are early: those of the velocity, times (1 - time)²."""
         noise, time = torch.randn_like(target), self.early(torch.rand(len(target))).to(target)
         share = time[:, None, None]
-        return (self(x, (1 - share) * noise + share * target, time) - target).square()
+        return (self(self.connector(x), (1 - share) * noise + share * target, time) - target).square()
 
     def early(self, time: Tensor) -> Tensor:
         """Even times in 0..1 moved towards 0, as is done for high resolutions (arXiv 2403.03206, section 5.3.2). At
@@ -203,8 +192,7 @@ class FlowResampler(nn.Module):
         noisy = torch.randn(read.shape, generator=generator).to(x)
         times = self.early(torch.linspace(0, 1, steps + 1)).to(x)
         for now, then in itertools.pairwise(times):
-            told = self.denoised(read, noisy, now.expand(len(x)))
-            noisy = noisy + (then - now) / (1 - now) * (told - noisy)
+            noisy = noisy + (then - now) / (1 - now) * (self(read, noisy, now.expand(len(x))) - noisy)
         return noisy
 
 

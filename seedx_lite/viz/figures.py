@@ -189,12 +189,13 @@ def reading_boxes(picture: Any, scene: Scene, scale: int = 4) -> np.ndarray:
 
 
 def seed_panels(
-    values: Mapping[str, Mapping[str, Sequence[float]]], ceilings: Mapping[str, float], columns: int = 5
+    values: Mapping[str, Mapping[str, Sequence[float]]], ceilings: Mapping[str, float], columns: int = 5, width=1.9
 ) -> Figure:
-    """One panel for each title of `values`: for each variant a dot for each seed and a bar up to their mean. A dashed
-    line where `ceilings` has the title. Scales start at zero; panels of errors and of shares may stand side by side."""
+    """One panel for each title of `values`, of so many inches: for each variant a dot for each seed and a bar up to
+    their mean. A dashed line where `ceilings` has the title. Scales start at zero; panels of errors and of shares may
+    stand side by side."""
     rows = math.ceil(len(values) / columns)
-    wide, width = min(columns, len(values)), max(1.9, 0.46 * max(map(len, values.values()), default=0))
+    wide = min(columns, len(values))
     figure, panels = plt.subplots(rows, wide, figsize=(width * wide, 2.2 * rows), squeeze=False, layout="constrained")
     for axes in panels.flat[len(values) :]:
         axes.set_axis_off()
