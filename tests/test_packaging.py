@@ -105,7 +105,7 @@ def test_source(path):
 
 def test_package_can_be_finished():
     """Bug: a package that grows until no reader gets to its end. Docstrings and comments help to get there."""
-    assert sum(map(_lines_of_code, SOURCES)) <= 9600
+    assert sum(map(_lines_of_code, SOURCES)) <= 9550
 
 
 def _lines_of_code(path: Path) -> int:

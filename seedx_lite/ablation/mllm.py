@@ -166,21 +166,21 @@ class Cells(Grid):
         return SeedX.from_artifacts(folder, self.folders["vit"], self.folders["sdxl"], adapter)
 
 
-def matched(ours: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> tuple[dict, dict] | None:
+def matched(ours: Sequence[Mapping], other: Sequence[Mapping], lowest: bool = False) -> tuple[dict, dict] | None:
     """Coverage and spread of two de-tokenizers at the highest scene F1 that both reach, each on the way to its own best
-    guidance; None where one is better with any guidance than the other with its best. ours, other: rows over rising
-    guidance, with `f1`, `coverage` and `spread`."""
+    guidance (or at the lowest); None where one is better with any guidance than the other with its best. ours, other:
+    rows over rising guidance, with `f1`, `coverage` and `spread`."""
     sides = []
     for rows in (ours, other):
         rising = rows[: 1 + int(np.argmax([row["f1"]["mean"] for row in rows]))]  # beyond, guidance costs both
         sides.append(sorted(rising, key=lambda row: row["f1"]["mean"]))
-    level = min(rows[-1]["f1"]["mean"] for rows in sides)
-    if any(rows[0]["f1"]["mean"] > level for rows in sides):
+    low, high = (find(rows[end]["f1"]["mean"] for rows in sides) for find, end in ((max, 0), (min, -1)))
+    if low > high:
         return None
 
-    def at_level(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    def at_level(rows: Sequence[Mapping]) -> dict[str, dict[str, float]]:
         f1 = [row["f1"]["mean"] for row in rows]
         values = {what: [row[what]["mean"] for row in rows] for what in MATCHED}
-        return {what: {"mean": float(np.interp(level, f1, some))} for what, some in values.items()}
+        return {what: {"mean": float(np.interp(low if lowest else high, f1, some))} for what, some in values.items()}
 
     return at_level(sides[0]), at_level(sides[1])

@@ -44,12 +44,12 @@ def read_rules() -> dict[str, Any]:
 def unlike_pairs(record: Mapping[str, Any], claims: Iterable[str]) -> list[str]:
     """Pairs of cells that claims compare, of which one was trained in fp32 and one in bf16, as its machine allowed."""
     pairs = {tuple(part["contrast"]) for claim in claims for part in read_rules()[claim]["parts"].values()}
-    told = []
-    for first, second in sorted(pairs):
-        ours, other = (record["cells"].get(name, {}) for name in (first, second))
-        unlike = [seed for seed in ours if ours[seed].get("dtype") != other.get(seed, ours[seed]).get("dtype")]
-        told += [f"{first} and {second}, seed {seed}" for seed in unlike]
-    return told
+    return [
+        f"{first} and {second}, seed {seed}"
+        for first, second in sorted(pairs)
+        for seed, cell in record["cells"].get(first, {}).items()
+        if record["cells"].get(second, {}).get(seed, cell).get("dtype") != cell.get("dtype")
+    ]
 
 
 def judge(effect: Mapping[str, float], margin: float, want: str) -> str:

@@ -37,20 +37,15 @@ def worded_success(edit: Edit, read: Scene) -> bool:
     or moved counts anywhere in it."""
     if edit.kind not in ("add", "move"):
         return success(edit, read)
-    wanted, seen, old = map(_contents, (edit.target, read, edit.source))
-    done = all(seen[one] >= wanted[one] for one in wanted - old) and all(
-        seen[one] <= wanted[one] for one in old - wanted
-    )
-    return done and (read.sky, read.ground) == (edit.target.sky, edit.target.ground)
+    wanted, seen, old = (worded_content(scene)[2] for scene in (edit.target, read, edit.source))
+    new = all(seen[one] >= wanted[one] for one in wanted - old)
+    gone = all(seen[one] <= wanted[one] for one in old - wanted)
+    return new and gone and (read.sky, read.ground) == (edit.target.sky, edit.target.ground)
 
 
 def worded_content(scene: Scene) -> tuple[str, str, Counter]:
     """What a full caption says of a scene, but for the order of things within one third."""
-    return scene.sky, scene.ground, _contents(scene)
-
-
-def _contents(scene: Scene) -> Counter:
-    return Counter(thing.content for thing in scene.things)
+    return scene.sky, scene.ground, Counter(thing.content for thing in scene.things)
 
 
 def worded_outside(edit: Edit, outside: np.ndarray) -> np.ndarray:

@@ -167,8 +167,7 @@ def evaluate_edit(
     record = about(preset, folders, reader, seed, count)
     made = [bool(reply.pictures) for reply in replies]
     for name, some in pictures.items():
-        options = {"made": made} if name == "ours" else {}
-        record[name] = judge_edits(edits, drawn, some, instrument, worded=True, **options)
+        record[name] = judge_edits(edits, drawn, some, instrument, True, made if name == "ours" else None)
     record["chains"] = measure_chains(seedx, instrument, preset, seed, min(CHAINS, count))
     record["ceiling"] = edit_ceiling(seedx.detokenizer.vae, instrument, count, preset.size, worded=True)
     record["drawn"] = bootstrap([(one, 1) for one in made])

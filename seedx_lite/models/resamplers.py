@@ -8,7 +8,6 @@ Axes: B batch, L incoming tokens, Q queries, K channels of the incoming tokens, 
 
 import itertools
 import math
-from functools import partial
 
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -141,7 +140,7 @@ class FlowResampler(nn.Module):
 
     Args:
         grid_size, embed_dim, num_heads, kv_dim: as of `Resampler`.
-        depth: of the connector, a `DeepResampler` where it has several layers.
+        depth: of the connector, a `DeepResampler`.
         layers: how many see the noisy embeddings.
         shift: how much earlier than evenly spread the times are, see `early`.
     """
@@ -150,9 +149,8 @@ class FlowResampler(nn.Module):
         self, grid_size: int, embed_dim: int, num_heads: int, kv_dim: int | None = None, depth=1, layers=2, shift=8.0
     ) -> None:
         super().__init__()
-        self.shift, settings = shift, {"embed_dim": embed_dim, "num_heads": num_heads, "kv_dim": kv_dim}
-        kind = partial(DeepResampler, depth=depth) if depth > 1 else Resampler
-        self.connector = kind(grid_size=grid_size, **settings)
+        self.shift = shift
+        self.connector = DeepResampler(embed_dim, depth, grid_size=grid_size, num_heads=num_heads, kv_dim=kv_dim)
         self.noisy_proj = nn.Linear(embed_dim, embed_dim)
         self.time_mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim))
         self.register_buffer("pos_embed", sincos_table(grid_size, embed_dim))
@@ -190,8 +188,7 @@ class FlowResampler(nn.Module):
         shift of 8 the last one goes from .75 to 1, to the mean of what is still open."""
         read = self.connector(x)
         noisy = torch.randn(read.shape, generator=generator).to(x)
-        times = self.early(torch.linspace(0, 1, steps + 1)).to(x)
-        for now, then in itertools.pairwise(times):
+        for now, then in itertools.pairwise(self.early(torch.linspace(0, 1, steps + 1)).to(x)):
             noisy = noisy + (then - now) / (1 - now) * (self(read, noisy, now.expand(len(x))) - noisy)
         return noisy
 
